@@ -1,0 +1,52 @@
+"""What all tests share: 8 fake CPU devices, and where the golden cases and the real pictures lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Set before jax is imported anywhere. The compilation cache is a test's own business, so that runs do not depend on a home folder.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def shared_dir() -> Path | None:
+    """The folder with real pictures, tokenizers and all golden cases, or None. In CI its absence is an error."""
+    folder = Path(os.environ.get("VERO_JAX_SHARED", REPO.parent / "shared"))
+    if folder.is_dir():
+        return folder
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+        raise RuntimeError(f"{folder} is missing: CI must run with the shared folder (set VERO_JAX_SHARED)")
+    return None
+
+
+def golden_dir(kind: str) -> Path:
+    """Folder of the golden cases of one kind ("rl", "rewards", "model", "eval"); skips the test when there is none."""
+    shared = shared_dir()
+    candidates = [shared / "golden" / kind] if shared else []
+    candidates.append(REPO / "tests" / "golden" / kind)
+    for folder in candidates:
+        if folder.is_dir() and any(folder.iterdir()):
+            return folder
+    pytest.skip(f"no golden cases of kind {kind!r} here; set VERO_JAX_SHARED", allow_module_level=True)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The shared folder; the test is skipped where it is absent."""
+    folder = shared_dir()
+    if folder is None:
+        pytest.skip("the shared folder with real data is absent; set VERO_JAX_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO

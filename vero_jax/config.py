@@ -1,0 +1,224 @@
+"""One typed tree of settings: defaults here, a YAML file with what differs, `a.b.c=value` on the command line.
+
+Every section is a frozen dataclass. config_loader.py reads settings into this tree, config_checks.py says whether they
+work together; the comment beside a key is its line in `--help`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from vero_jax.types import DOMAINS
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildConfig:
+    """How to write a new, randomly initialised policy as a Hugging Face folder (when `model.path` is `build`)."""
+
+    tokenizer: str = "mini"  # "mini" (built offline), or a folder with a tokenizer, chat template and preprocessor
+    vocab_size: int = 1024  # of the built tokenizer; a folder's own vocabulary wins
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    ffn_size: int = 384
+    tie_embeddings: bool = True
+    vision_hidden_size: int = 128
+    vision_depth: int = 4
+    vision_heads: int = 4
+    vision_ffn_size: int = 384
+    vision_positions: int = 256  # entries of the learned position table, a square number
+    deepstack_layers: tuple[int, ...] = (1, 2)  # vision blocks whose output is added to the first language layers
+    min_pixels: int = 1024  # image area limits written to the preprocessor, in pixels; ignored with a folder tokenizer
+    max_pixels: int = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    path: str = "build"  # a Hugging Face folder, or "build": write a new policy and load that
+    build: BuildConfig = BuildConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"  # activations
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights and optimizer state
+    freeze_vision: bool = False
+    remat: bool = False  # recompute each layer's activations in the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class MiniConfig:
+    """The built-in data set `vero_mini`."""
+
+    train_size: int = 6000
+    val_size: int = 360
+    seed: int = 18
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str = "vero_mini"  # the built-in set, or a folder of Parquet files in Vero-600K's hub layout
+    cache_dir: str = "~/.cache/vero_jax"  # where prepared ArrayRecord files and compiled programs are kept
+    train_split: str = "train"
+    val_split: str = "val"
+    mini: MiniConfig = MiniConfig()
+    domain_weights: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(DOMAINS, 1.0))
+    seed: int = 18  # order of the training questions
+    max_prompt_length: int = 18432  # tokens, images included; longer prompts are dropped and counted
+    min_pixels: int | None = None  # image area limits; None: the checkpoint's preprocessor_config.json
+    max_pixels: int | None = None
+    system_prompt: str = ""  # text put before the conversation
+    coordinates: Literal["normalized_1000", "pixels"] = "normalized_1000"  # what the policy's boxes and points mean
+    background: Literal["white", "reference"] = "white"  # transparent pixels on white, or alpha dropped
+    workers: int = 0  # Grain worker processes; 0 reads in threads of this process
+    max_val_examples: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are chosen. temperature 0 is greedy; top_p 1, top_k -1 and min_p 0 are off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    n: int = 8  # responses per prompt
+    sampling: SamplingConfig = SamplingConfig()
+    max_response_length: int = 18432  # tokens, the stop token included
+    groups_per_call: int = 32  # prompts decoded together
+    prompt_buckets: tuple[int, ...] = (2048, 4096, 8192, 18432)  # padded prompt lengths, in tokens
+    patch_buckets: tuple[int, ...] = (4096, 16384, 65536)  # padded vision patches per prompt
+    vocab_block: int = 16384  # vocabulary entries per block of the output head
+    attention_block: int = 512  # query tokens per block
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+    """Advantages and KL (spec names follow verl)."""
+
+    adv_estimator: Literal[
+        "grpo", "grpo_vectorized", "grpo_passk", "dr_grpo", "rloo", "opo", "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline", "gpg"
+    ] = "grpo"
+    norm_adv_by_std: bool = True
+    kl_in_reward: bool = False
+    kl_penalty: Literal["k1", "kl", "abs", "k2", "mse", "k3", "low_var_kl"] = "k1"
+    kl_coef: float = 0.0
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    kl_target: float = 0.1
+    kl_horizon: int = 10000
+    strict_reference: bool = False  # reproduce the reference's defects (rounding noise of all-equal groups, ...)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorConfig:
+    loss_mode: Literal["gspo", "vanilla", "cispo", "geo_mean", "gpg", "clip_cov", "kl_cov"] = "gspo"
+    loss_agg_mode: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
+        "seq-mean-token-mean"
+    )
+    clip_ratio_low: float = 3e-4
+    clip_ratio_high: float = 4e-4
+    clip_ratio_c: float = 10.0  # dual clip, "vanilla" only
+    clip_cov_ratio: float = 2e-4
+    clip_cov_lb: float = 1.0
+    clip_cov_ub: float = 5.0
+    kl_cov_ratio: float = 2e-4
+    kl_cov_coef: float = 1.0
+    tis_imp_ratio_cap: float = -1.0  # truncated importance sampling against the sampler's own logprobs; <= 0 is off
+    entropy_coef: float = 0.0
+    kl_loss_coef: float = 0.0
+    kl_loss_type: Literal["k1", "kl", "abs", "k2", "mse", "k3", "low_var_kl"] = "low_var_kl"
+    mini_batch_prompts: int = 128  # prompts per optimizer update
+    ppo_epochs: int = 1
+    mask_truncated: bool = False  # leave answers that hit the length limit out of the loss
+    row_length: int = 36864  # tokens of a learner's row
+    row_patches: int = 65536  # vision patches of a learner's row
+    rows_per_micro_batch: int = 1  # rows per device of the data axes in one forward and backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 40  # global steps; step 1 has learning rate 0, as in the reference
+    schedule: Literal["constant", "cosine"] = "constant"
+    min_lr_ratio: float = 0.0  # floor of the cosine schedule, as a share of lr
+    grad_clip: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    format_weight: float = 0.2  # reward = (1 - w) accuracy + w format
+    overlong_buffer: int = 2048  # tokens before the length limit in which the penalty grows; 0 turns it off
+    overlong_factor: float = 1.0
+    overlong_max_length: int | None = None  # None: rollout.max_response_length
+    overlong_floor: bool = True  # the penalty never falls below -factor; False as the reference
+    instruction_weight: float = 0.5  # share of the rule check where a judge scores too
+    judge: Literal["none"] = "none"  # "none" drops questions that need a judge, and says how many
+    strict_reference: bool = False  # the reference's verifier behaviour where ours is better by default
+    workers: int = 2
+    timeout_s: float = 5.0  # per response
+    max_missing_share: float = 0.2  # a step with a larger share of failed rewards stops the run
+
+
+@dataclasses.dataclass(frozen=True)
+class ColdStartConfig:
+    """Supervised steps on the reference solutions before reinforcement; 0 steps turns the stage off."""
+
+    steps: int = 0
+    batch_size: int = 64  # questions per step
+    lr: float = 1e-3
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    schedule: Literal["constant", "cosine"] = "cosine"
+    log_every: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfig:
+    steps: int = 4000
+    prompts_per_step: int = 256
+    val_before: bool = True
+    val_every: int = 40  # 0: only before and at the end
+    val_batch: int = 512
+    val_sampling: SamplingConfig = SamplingConfig(temperature=0.7)
+    val_greedy: bool = True  # measure the greedy answers too
+    val_blind: bool = True  # measure how many answers change when the images are blanked
+    save_every: int = 40
+    keep_checkpoints: int = 2
+    samples_every: int = 20  # steps between sample pages
+    log_every: int = 1
+    export: bool = True
+    resume: Literal["auto", "never"] = "auto"
+    log_with: tuple[str, ...] = ("tensorboard",)  # of: tensorboard, wandb
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 takes what is left. Rows and groups are split over data x fsdp."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = "run"
+    seed: int = 0
+    run_dir: str = "runs/{name}"
+    model: ModelSettings = ModelSettings()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    actor: ActorConfig = ActorConfig()
+    optim: OptimConfig = OptimConfig()
+    reward: RewardConfig = RewardConfig()
+    cold_start: ColdStartConfig = ColdStartConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    mesh: MeshConfig = MeshConfig()

@@ -1,0 +1,277 @@
+"""Checks that settings make sense on their own and together; each failure is one sentence that says what to change."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+
+from vero_jax.config import BuildConfig, Config, SamplingConfig
+from vero_jax.errors import UserError
+from vero_jax.types import DOMAINS
+
+GROUP_ESTIMATORS = frozenset(
+    {"grpo", "grpo_vectorized", "grpo_passk", "dr_grpo", "rloo", "opo", "reinforce_plus_plus_baseline", "gpg"}
+)
+"""Advantage estimators that compare the responses of one prompt, so that one response says nothing."""
+
+LOGGERS = ("tensorboard", "wandb")
+
+
+def validate(config: Config) -> None:
+    """Raises UserError for the first setting that cannot work, naming the keys and their values."""
+    _check_numbers(config)
+    _check_run(config)
+    _check_data(config)
+    _check_rollout(config)
+    _check_batches(config)
+    _check_reward(config)
+    _check_mesh(config)
+    if config.model.path == "build":
+        _check_build(config.model.build)
+
+
+def _need(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise UserError(sentence)
+
+
+def _check_numbers(config: Config) -> None:
+    """Ranges of single settings."""
+    actor, optim, cold, trainer, algorithm = (
+        config.actor,
+        config.optim,
+        config.cold_start,
+        config.trainer,
+        config.algorithm,
+    )
+    positive = {
+        "actor.clip_ratio_low": actor.clip_ratio_low,
+        "actor.clip_ratio_high": actor.clip_ratio_high,
+        "actor.ppo_epochs": actor.ppo_epochs,
+        "actor.mini_batch_prompts": actor.mini_batch_prompts,
+        "actor.row_length": actor.row_length,
+        "actor.row_patches": actor.row_patches,
+        "actor.rows_per_micro_batch": actor.rows_per_micro_batch,
+        "optim.lr": optim.lr,
+        "optim.eps": optim.eps,
+        "optim.grad_clip": optim.grad_clip,
+        "cold_start.batch_size": cold.batch_size,
+        "cold_start.lr": cold.lr,
+        "cold_start.log_every": cold.log_every,
+        "trainer.prompts_per_step": trainer.prompts_per_step,
+        "trainer.val_batch": trainer.val_batch,
+        "trainer.keep_checkpoints": trainer.keep_checkpoints,
+        "trainer.log_every": trainer.log_every,
+        "rollout.n": config.rollout.n,
+        "rollout.max_response_length": config.rollout.max_response_length,
+        "rollout.groups_per_call": config.rollout.groups_per_call,
+        "rollout.vocab_block": config.rollout.vocab_block,
+        "rollout.attention_block": config.rollout.attention_block,
+        "data.max_prompt_length": config.data.max_prompt_length,
+        "reward.workers": config.reward.workers,
+        "reward.timeout_s": config.reward.timeout_s,
+        "algorithm.kl_target": algorithm.kl_target,
+        "algorithm.kl_horizon": algorithm.kl_horizon,
+    }
+    for key, value in positive.items():
+        _need(value > 0, f"{key} must be greater than 0, not {value}.")
+    not_negative = {
+        "seed": config.seed,
+        "data.seed": config.data.seed,
+        "data.mini.seed": config.data.mini.seed,
+        "data.workers": config.data.workers,
+        "data.mini.train_size": config.data.mini.train_size,
+        "data.mini.val_size": config.data.mini.val_size,
+        "optim.weight_decay": optim.weight_decay,
+        "optim.warmup_steps": optim.warmup_steps,
+        "cold_start.steps": cold.steps,
+        "cold_start.warmup_steps": cold.warmup_steps,
+        "cold_start.weight_decay": cold.weight_decay,
+        "trainer.steps": trainer.steps,
+        "trainer.val_every": trainer.val_every,
+        "trainer.save_every": trainer.save_every,
+        "trainer.samples_every": trainer.samples_every,
+        "algorithm.kl_coef": algorithm.kl_coef,
+        "actor.kl_loss_coef": actor.kl_loss_coef,
+    }
+    for key, value in not_negative.items():
+        _need(value >= 0, f"{key} must not be negative, but is {value}.")
+    shares = {
+        "optim.min_lr_ratio": optim.min_lr_ratio,
+        "reward.format_weight": config.reward.format_weight,
+        "reward.instruction_weight": config.reward.instruction_weight,
+        "reward.max_missing_share": config.reward.max_missing_share,
+        "actor.clip_cov_ratio": actor.clip_cov_ratio,
+        "actor.kl_cov_ratio": actor.kl_cov_ratio,
+    }
+    for key, value in shares.items():
+        _need(0 <= value <= 1, f"{key} must lie between 0 and 1, not {value}.")
+    for value in optim.betas:
+        _need(0 <= value < 1, f"optim.betas must lie between 0 and 1 (1 excluded), not {list(optim.betas)}.")
+    _need(actor.clip_ratio_c > 1, f"actor.clip_ratio_c must be greater than 1, not {actor.clip_ratio_c}.")
+
+
+def _check_run(config: Config) -> None:
+    trainer = config.trainer
+    _need(
+        re.fullmatch(r"[\w.-]+", config.name) is not None and not config.name.startswith("."),
+        f"name must be made of letters, digits, '.', '_' and '-', not {config.name!r}: a folder is named after it.",
+    )
+    for name in trainer.log_with:
+        _need(name in LOGGERS, f"trainer.log_with can name {' and '.join(LOGGERS)}, not {name!r}.")
+    # Without steps of reinforcement the schedule is never asked.
+    if config.optim.schedule == "cosine" and trainer.steps:
+        _need(
+            config.optim.warmup_steps < trainer.steps,
+            f"optim.warmup_steps ({config.optim.warmup_steps}) must be less than trainer.steps ({trainer.steps}) "
+            "with optim.schedule=cosine, which falls between the two.",
+        )
+    if config.cold_start.schedule == "cosine" and config.cold_start.steps:
+        _need(
+            config.cold_start.warmup_steps < config.cold_start.steps,
+            f"cold_start.warmup_steps ({config.cold_start.warmup_steps}) must be less than cold_start.steps "
+            f"({config.cold_start.steps}) with cold_start.schedule=cosine.",
+        )
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    for name, weight in data.domain_weights.items():
+        _need(
+            name in DOMAINS, f"data.domain_weights names {name!r}, which is no domain: they are {', '.join(DOMAINS)}."
+        )
+        _need(weight >= 0, f"data.domain_weights.{name} must not be negative, but is {weight}.")
+    _need(sum(data.domain_weights.values()) > 0, "data.domain_weights are all 0: give at least one domain a weight.")
+    for key, pixels in {"data.min_pixels": data.min_pixels, "data.max_pixels": data.max_pixels}.items():
+        _need(pixels is None or pixels > 0, f"{key} must be greater than 0 or null, not {pixels}.")
+    if data.min_pixels is not None and data.max_pixels is not None:
+        _need(
+            data.min_pixels <= data.max_pixels,
+            f"data.min_pixels ({data.min_pixels}) must not exceed data.max_pixels ({data.max_pixels}).",
+        )
+    _need(
+        data.max_val_examples is None or data.max_val_examples > 0,
+        f"data.max_val_examples must be greater than 0 or null, not {data.max_val_examples}.",
+    )
+
+
+def _check_sampling(key: str, sampling: SamplingConfig) -> None:
+    _need(sampling.temperature >= 0, f"{key}.temperature must not be negative, but is {sampling.temperature}.")
+    _need(0 < sampling.top_p <= 1, f"{key}.top_p must lie between 0 (excluded) and 1, not {sampling.top_p}.")
+    _need(0 <= sampling.min_p < 1, f"{key}.min_p must lie between 0 and 1 (excluded), not {sampling.min_p}.")
+    _need(
+        sampling.top_k == -1 or sampling.top_k >= 1,
+        f"{key}.top_k must be -1 (off) or at least 1, not {sampling.top_k}.",
+    )
+
+
+def _check_ladder(key: str, ladder: Sequence[int]) -> None:
+    _need(len(ladder) > 0 and min(ladder) > 0, f"{key} must list at least one size greater than 0, not {list(ladder)}.")
+    _need(
+        all(small < large for small, large in itertools.pairwise(ladder)),
+        f"{key} must ascend without repeats, not {list(ladder)}.",
+    )
+
+
+def _check_rollout(config: Config) -> None:
+    rollout = config.rollout
+    _check_sampling("rollout.sampling", rollout.sampling)
+    _check_sampling("trainer.val_sampling", config.trainer.val_sampling)
+    _need(
+        rollout.sampling.temperature > 0,
+        "rollout.sampling.temperature must be greater than 0: greedy answers to one prompt are all alike, and nothing "
+        "can be learned from them.",
+    )
+    _need(
+        rollout.n >= 2 or config.algorithm.adv_estimator not in GROUP_ESTIMATORS,
+        f"rollout.n must be at least 2, not {rollout.n}: algorithm.adv_estimator={config.algorithm.adv_estimator} "
+        "compares the responses to one prompt.",
+    )
+    _check_ladder("rollout.prompt_buckets", rollout.prompt_buckets)
+    _check_ladder("rollout.patch_buckets", rollout.patch_buckets)
+    _need(
+        rollout.prompt_buckets[-1] >= config.data.max_prompt_length,
+        f"the last of rollout.prompt_buckets ({rollout.prompt_buckets[-1]}) must reach data.max_prompt_length "
+        f"({config.data.max_prompt_length}), so that every prompt has a bucket.",
+    )
+
+
+def _check_batches(config: Config) -> None:
+    """Whether what is sampled can be learned from: mini-batches divide the step, and one branch fits a row."""
+    actor, prompts = config.actor, config.trainer.prompts_per_step
+    _need(
+        prompts % actor.mini_batch_prompts == 0,
+        f"actor.mini_batch_prompts ({actor.mini_batch_prompts}) must divide trainer.prompts_per_step ({prompts}).",
+    )
+    longest = config.data.max_prompt_length + config.rollout.max_response_length
+    _need(
+        longest <= actor.row_length,
+        f"actor.row_length ({actor.row_length}) must hold one prompt and one response: data.max_prompt_length + "
+        f"rollout.max_response_length is {longest}.",
+    )
+    _need(
+        config.rollout.patch_buckets[-1] <= actor.row_patches,
+        f"actor.row_patches ({actor.row_patches}) must hold the patches of one prompt, up to the last of "
+        f"rollout.patch_buckets ({config.rollout.patch_buckets[-1]}).",
+    )
+
+
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    limit = reward.overlong_max_length
+    key = "rollout.max_response_length" if limit is None else "reward.overlong_max_length"
+    limit = config.rollout.max_response_length if limit is None else limit
+    _need(
+        0 <= reward.overlong_buffer <= limit,
+        f"reward.overlong_buffer ({reward.overlong_buffer}) must lie between 0 (off) and {key} ({limit}).",
+    )
+    _need(reward.overlong_factor >= 0, f"reward.overlong_factor must not be negative, but is {reward.overlong_factor}.")
+
+
+def _check_mesh(config: Config) -> None:
+    axes = {"mesh.data": config.mesh.data, "mesh.fsdp": config.mesh.fsdp, "mesh.tensor": config.mesh.tensor}
+    for key, size in axes.items():
+        _need(size == -1 or size >= 1, f"{key} must be -1 (what is left) or at least 1, not {size}.")
+    free = [key for key, size in axes.items() if size == -1]
+    _need(len(free) <= 1, f"only one axis of the mesh can be -1, not {' and '.join(free)}.")
+
+
+def _check_build(build: BuildConfig) -> None:
+    for name, value in vars(build).items():
+        is_size = isinstance(value, int) and not isinstance(value, bool)
+        _need(not is_size or value > 0, f"model.build.{name} must be greater than 0, not {value}.")
+    _need(
+        build.num_heads % build.num_kv_heads == 0,
+        f"model.build.num_kv_heads ({build.num_kv_heads}) must divide model.build.num_heads ({build.num_heads}).",
+    )
+    _need(
+        build.head_dim % 2 == 0,
+        f"model.build.head_dim must be even, not {build.head_dim}: rotary positions turn pairs of channels.",
+    )
+    _need(
+        build.vision_hidden_size % build.vision_heads == 0
+        and (build.vision_hidden_size // build.vision_heads) % 4 == 0,
+        f"model.build.vision_hidden_size ({build.vision_hidden_size}) must give each of model.build.vision_heads "
+        f"({build.vision_heads}) a multiple of 4 channels, because rows and columns rotate pairs of them.",
+    )
+    _need(
+        math.isqrt(build.vision_positions) ** 2 == build.vision_positions,
+        f"model.build.vision_positions must be a square number, not {build.vision_positions}.",
+    )
+    _need(
+        build.min_pixels <= build.max_pixels,
+        f"model.build.min_pixels ({build.min_pixels}) must not exceed model.build.max_pixels ({build.max_pixels}).",
+    )
+    layers = build.deepstack_layers
+    _need(
+        list(layers) == sorted(set(layers)) and all(0 <= layer < build.vision_depth for layer in layers),
+        f"model.build.deepstack_layers must ascend within 0 .. {build.vision_depth - 1} (model.build.vision_depth), "
+        f"not {list(layers)}.",
+    )
+    _need(
+        len(layers) <= build.num_layers,
+        f"model.build.deepstack_layers lists {len(layers)} blocks, but there are only {build.num_layers} "
+        "language layers (model.build.num_layers) to add them to.",
+    )

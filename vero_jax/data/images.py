@@ -1,0 +1,139 @@
+"""From encoded bytes to rows of uint8 patches, pixel for pixel what Qwen-VL's PIL processor makes of them.
+
+EXIF rotation is not applied (the models were trained without it). Resizing is Pillow's bicubic on uint8; the same
+filter in floats moves pixels near edges by up to 29 levels. Pillow is imported when the first image is opened.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_IMAGE_PIXELS = 400_000_000
+"""Largest stored image that is decoded. Real training data has pictures of 231 million pixels, above Pillow's limit."""
+
+Background = Literal["white", "reference"]
+
+
+class ImageError(ValueError):
+    """An image that cannot be used. `reason` is a short phrase to count by, the message has the details."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Reads the header of an encoded image (any format Pillow knows); its pixels are decoded later.
+
+    Raises:
+      ImageError: the bytes are no image, or it has more than `MAX_IMAGE_PIXELS`.
+    """
+    from PIL import Image
+
+    if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS  # Pillow keeps its limit there, one for the whole process
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ImageError("image too large", str(error)) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # each a way in which a plugin rejects a file
+        raise ImageError("image not readable", f"{len(data)} bytes that no image format accepts ({error})") from error
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise ImageError("image too large", f"{image.width}x{image.height} pixels, more than {MAX_IMAGE_PIXELS}")
+    return image
+
+
+def to_rgb(image: Image.Image, background: Background = "white") -> Image.Image:
+    """Decodes the (first) frame into 8-bit RGB.
+
+    Args:
+      image: an opened image of any mode; 16-bit grey is scaled to 8 bits.
+      background: "white" puts transparent pixels on white, as Qwen-VL's processor does; "reference" drops the alpha
+        channel as the reference trainer does, which shows whatever colour (often black) lies under it.
+
+    Raises:
+      ImageError: the pixel data is broken.
+    """
+    from PIL import Image
+
+    try:
+        image.load()
+        if image.mode.startswith(("I", "F")):
+            return _grey_to_8_bits(image).convert("RGB")
+        transparent = "A" in image.getbands() or image.info.get("transparency") is not None
+        if not transparent or background == "reference":
+            return image.convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        raise ImageError("image not readable", f"{image.width}x{image.height} {image.mode}: {error}") from error
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """Pillow's own conversion of deep grey clips at 255, which turns a 16-bit scan white."""
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    if image.mode != "F" and (image.mode.startswith("I;16") or values.max() > 255):
+        values = values / 257  # 65535 becomes 255
+    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+
+
+def resize(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Bicubic resize of an RGB image by Pillow, on uint8 (no resize where the size is the same already)."""
+    from PIL import Image
+
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def patchify(
+    pixels: UInt8[np.ndarray, "H W 3"], patch_size: int, merge_size: int = 2, temporal_patch_size: int = 2
+) -> UInt8[np.ndarray, "P E"]:
+    """Cuts one still image into patches in merge-block order, each flattened as (channel, frame, row, column).
+
+    A patch spans `temporal_patch_size` frames; a still image repeats its one frame, so
+    E = 3 * temporal_patch_size * patch_size ** 2.
+
+    Raises:
+      ValueError: a side is not a multiple of patch_size * merge_size.
+    """
+    height, width, channels = pixels.shape
+    side = patch_size * merge_size
+    if height % side or width % side:
+        raise ValueError(f"an image of {width}x{height} pixels does not divide into tokens of {side} pixels")
+    cut = pixels.reshape(
+        height // side, merge_size, patch_size, width // side, merge_size, patch_size, channels
+    ).transpose(0, 3, 1, 4, 6, 2, 5)
+    count = height * width // patch_size**2
+    patches = np.empty((count, channels, temporal_patch_size, patch_size, patch_size), np.uint8)
+    patches[:] = cut.reshape(count, channels, 1, patch_size, patch_size)
+    return patches.reshape(count, -1)
+
+
+def normalise(
+    patches: UInt8[np.ndarray, "P E"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float32[np.ndarray, "P E"]:
+    """(pixel / 255 - mean) / std in float32, bit for bit as Qwen-VL's PIL processor computes it.
+
+    The scale is a float64 product rounded to float32; the rest is float32. There are 256 x channels results, so this
+    is a table look-up.
+    """
+    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    table = (scaled[None] - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
+    count, elements = patches.shape
+    channel = np.repeat(np.arange(len(mean)), elements // len(mean))
+    return table[channel[None], patches] if count else np.zeros((0, elements), np.float32)

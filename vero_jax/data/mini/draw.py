@@ -1,0 +1,176 @@
+"""Drawing for the built-in set: a palette, a few shapes, block letters and layouts, all on one Pillow canvas.
+
+Letters are drawn from 5 x 7 bitmaps of our own, so a picture does not depend on the fonts of the machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import random
+
+from PIL import Image, ImageDraw
+
+RGB = tuple[int, int, int]
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels; right and bottom are exclusive."""
+
+COLORS: dict[str, RGB] = {
+    "red": (222, 38, 38),
+    "green": (36, 160, 62),
+    "blue": (38, 84, 224),
+    "yellow": (246, 214, 36),
+    "orange": (246, 136, 24),
+    "purple": (140, 54, 180),
+    "black": (24, 24, 24),
+    "pink": (250, 150, 200),
+    "brown": (126, 76, 36),
+    "gray": (136, 136, 136),
+}
+SYNONYMS = {"purple": ["purple", "violet"], "gray": ["gray", "grey"], "pink": ["pink", "rose"]}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
+BACKGROUNDS: tuple[RGB, ...] = ((255, 255, 255), (246, 244, 236), (232, 240, 246), (238, 246, 234))
+SIZES = ((64, 64), (96, 64), (64, 96), (96, 96), (128, 96), (96, 128), (128, 128), (160, 128))
+INK: RGB = (20, 20, 20)
+
+# One string of seven 5-bit rows per character, base 32 digits "0-9a-v", top row first.
+_GLYPHS = {
+    "0": "ehjlphe", "1": "4c4444e", "2": "eh1248v", "3": "u11e11u", "4": "26aiv22", "5": "vgu11he", "6": "68guhhe",
+    "7": "v124888", "8": "ehhehhe", "9": "ehhf12c", "A": "ehhvhhh", "B": "uhhuhhu", "C": "ehggghe", "D": "sihhhis",
+    "E": "vgguggv", "F": "vgguggg", "G": "ehgnhhf", "H": "hhhvhhh", "I": "e44444e", "J": "72222ic", "K": "hikokih",
+    "L": "ggggggv", "M": "hrllhhh", "N": "hhpljhh", "O": "ehhhhhe", "P": "uhhuggg", "Q": "ehhhlid", "R": "uhhukih",
+    "S": "fgge11u", "T": "v444444", "U": "hhhhhhe", "V": "hhhhha4", "W": "hhhllla", "X": "hha4ahh", "Y": "hhha444",
+    "Z": "v1248gv", "+": "044v440",
+}  # fmt: skip
+
+
+def pick_size(rng: random.Random, sizes: tuple[tuple[int, int], ...] = SIZES, exact: bool = False) -> tuple[int, int]:
+    """A (width, height) from `sizes`; unless `exact`, one picture in four is some pixels off the multiple of 32."""
+    width, height = rng.choice(sizes)
+    if not exact and rng.random() < 0.25:
+        width, height = width - rng.randint(1, 8), height - rng.randint(1, 8)
+    return width, height
+
+
+def pick_colors(rng: random.Random, count: int, easy: bool = False) -> list[str]:
+    """`count` different color names; `easy` leaves out the ones that are close to another."""
+    names = ["red", "green", "blue", "yellow", "purple", "black"] if easy else list(COLORS)
+    return rng.sample(names, count)
+
+
+@dataclasses.dataclass
+class Canvas:
+    """A picture under construction. Colors are shaken a little, so that no two pictures are alike."""
+
+    rng: random.Random
+    width: int
+    height: int
+    background: RGB | None = None
+
+    def __post_init__(self) -> None:
+        shade = self.background or self.rng.choice(BACKGROUNDS)
+        self.image = Image.new("RGB", (self.width, self.height), self.shake(shade, 3))
+        self.draw = ImageDraw.Draw(self.image)
+
+    def shake(self, color: RGB, amount: int = 10) -> RGB:
+        red, green, blue = (min(255, max(0, value + self.rng.randint(-amount, amount))) for value in color)
+        return red, green, blue
+
+    def rectangle(self, box: Box, fill: RGB | None, outline: RGB | None = None, width: int = 1) -> None:
+        self.draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=fill, outline=outline, width=width)
+
+    def shape(self, kind: str, color: str, box: Box) -> None:
+        """Draws one of `SHAPES` that fills `box`."""
+        fill = self.shake(COLORS[color])
+        left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
+        across, down = right - left, bottom - top
+        middle, center = left + across / 2, top + down / 2
+        if kind == "circle":
+            self.draw.ellipse((left, top, right, bottom), fill=fill)
+        elif kind == "square":
+            self.draw.rectangle((left, top, right, bottom), fill=fill)
+        elif kind == "triangle":
+            self.draw.polygon([(middle, top), (right, bottom), (left, bottom)], fill=fill)
+        elif kind == "diamond":
+            self.draw.polygon([(middle, top), (right, center), (middle, bottom), (left, center)], fill=fill)
+        elif kind == "cross":
+            third_x, third_y = across / 3, down / 3
+            self.draw.rectangle((left + third_x, top, right - third_x, bottom), fill=fill)
+            self.draw.rectangle((left, top + third_y, right, bottom - third_y), fill=fill)
+        elif kind == "star":
+            points = []
+            for corner in range(10):
+                reach = 0.5 if corner % 2 == 0 else 0.21
+                angle = math.pi * corner / 5
+                points.append((middle + across * reach * math.sin(angle), center - down * reach * math.cos(angle)))
+            self.draw.polygon(points, fill=fill)
+        else:
+            raise ValueError(f"unknown shape {kind!r}")
+
+    def text(self, text: str, left: int, top: int, scale: int, color: RGB = INK) -> None:
+        """Block capitals and digits, each 5 x 7 cells of `scale` pixels with one cell between them."""
+        for character in text:
+            for row, bits in enumerate(int(digit, 32) for digit in _GLYPHS.get(character, "0000000")):
+                for column in range(5):
+                    if bits >> (4 - column) & 1:
+                        x, y = left + column * scale, top + row * scale
+                        self.draw.rectangle((x, y, x + scale - 1, y + scale - 1), fill=color)
+            left += 6 * scale
+
+    def text_centered(self, text: str, box: Box, scale: int, color: RGB = INK) -> None:
+        width, height = text_size(text, scale)
+        self.text(text, (box[0] + box[2] - width) // 2, (box[1] + box[3] - height) // 2, scale, color)
+
+    def png(self) -> bytes:
+        stream = io.BytesIO()
+        self.image.save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+
+
+def text_size(text: str, scale: int) -> tuple[int, int]:
+    """(width, height) in pixels of `Canvas.text`."""
+    return (6 * len(text) - 1) * scale, 7 * scale
+
+
+def scatter(rng: random.Random, width: int, height: int, count: int, low: int = 22, high: int = 32) -> list[Box]:
+    """`count` square boxes of `low` to `high` pixels that do not touch: one per cell of a grid, anywhere in its cell.
+
+    Where the picture is too small for `high`, the boxes are smaller.
+    """
+    while high >= low and (width // (high + 2)) * (height // (high + 2)) < count:
+        high -= 1
+    if high < low:
+        raise ValueError(f"{count} boxes of {low} pixels do not fit {width} x {height}")
+    columns, rows = width // (high + 2), height // (high + 2)
+    wide, tall = width / columns, height / rows
+    boxes = []
+    for place in rng.sample(range(columns * rows), count):
+        side = rng.randint(low, high)
+        left = int(place % columns * wide) + rng.randint(0, max(0, int(wide) - side - 1))
+        top = int(place // columns * tall) + rng.randint(0, max(0, int(tall) - side - 1))
+        boxes.append((left, top, left + side, top + side))
+    return boxes
+
+
+def aligned(
+    rng: random.Random, width: int, height: int, count: int, step: int = 8, sides: tuple[int, ...] = (24, 32, 40)
+) -> list[Box]:
+    """`count` boxes whose edges are multiples of `step` and that keep `step` pixels apart."""
+    boxes: list[Box] = []
+    tries = 0
+    while len(boxes) < count:
+        tries += 1
+        if tries > 200:
+            boxes, tries = [], 0
+        side = rng.choice(sides)
+        left = step * rng.randint(0, (width - side) // step)
+        top = step * rng.randint(0, (height - side) // step)
+        box = (left, top, left + side, top + side)
+        if all(_apart(box, other, step) for other in boxes):
+            boxes.append(box)
+    return boxes
+
+
+def _apart(a: Box, b: Box, gap: int) -> bool:
+    return a[2] + gap <= b[0] or b[2] + gap <= a[0] or a[3] + gap <= b[1] or b[3] + gap <= a[1]

@@ -1,0 +1,107 @@
+"""stem: angles, polygons and sums."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from vero_jax.data.mini.draw import COLORS, Canvas, pick_colors, pick_size
+from vero_jax.data.mini.task import Task, choice, plain
+
+_POLYGONS = {3: "triangle", 4: "square", 5: "pentagon", 6: "hexagon"}
+
+
+def angles(rng: random.Random) -> Task:
+    """Two thick rays: the angle between them in degrees (5 % off is right), or its kind."""
+    width, height = pick_size(rng, ((96, 96), (128, 96), (128, 128)))
+    canvas = Canvas(rng, width, height)
+    angle = rng.choice((30, 45, 60, 90, 120, 135, 150))
+    color = pick_colors(rng, 1, easy=True)[0]
+    reach = min(width / 2, height) - 14
+    x, y = width / 2 + rng.randint(-4, 4), height - 10
+    ink = canvas.shake(COLORS[color])
+    tips = []
+    mirrored = rng.random() < 0.3
+    for degrees in (0, angle):
+        turned = math.radians(180 - degrees if mirrored else degrees)
+        tips.append((x + reach * math.cos(turned), y - reach * math.sin(turned)))
+    for tip in tips:
+        canvas.draw.line((x, y, *tip), fill=ink, width=5)
+    canvas.draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=ink)
+    kind = "acute" if angle < 90 else "right" if angle == 90 else "obtuse"
+    draw = rng.random()
+    if draw < 0.4:
+        question = rng.choice(["Which kind of angle is this?", "What angle is drawn?"])
+        others = [name for name in ("acute", "right", "obtuse") if name != kind]
+        return choice(rng, canvas, question, kind, others, f"The {color} rays make an angle that is {kind}.")
+    if draw < 0.55:
+        question = rng.choice(
+            ["Is the angle acute, right or obtuse?", "Name the kind of angle: acute, right or obtuse."]
+        )
+        return plain(canvas, question, "string_match", kind, f"The {color} rays make an angle that is {kind}.")
+    question = rng.choice(
+        ["How many degrees is the angle?", "Estimate the angle in degrees.", "What is the angle in degrees?"]
+    )
+    return plain(canvas, question, "numeric", str(angle), f"The {color} angle is {kind}, about {angle} degrees.", 0.05)
+
+
+def polygons(rng: random.Random) -> Task:
+    """A regular polygon: its number of sides, or its name."""
+    width, height = pick_size(rng, ((64, 64), (96, 64), (96, 96)))
+    canvas = Canvas(rng, width, height)
+    sides = rng.choice(tuple(_POLYGONS))
+    color = pick_colors(rng, 1)[0]
+    radius = rng.randint(22, min(width, height) // 2 - 8) if min(width, height) > 64 else 22
+    x = rng.randint(radius + 2, max(radius + 2, width - radius - 3))
+    y = rng.randint(radius + 2, max(radius + 2, height - radius - 3))
+    turn = math.pi / 4 if sides == 4 else 0.0
+    corners = [
+        (
+            x + radius * math.sin(turn + 2 * math.pi * corner / sides),
+            y - radius * math.cos(turn + 2 * math.pi * corner / sides),
+        )
+        for corner in range(sides)
+    ]
+    canvas.draw.polygon(corners, fill=canvas.shake(COLORS[color]))
+    name = _POLYGONS[sides]
+    think = f"The {color} figure is a {name} with {sides} sides."
+    draw = rng.random()
+    if draw < 0.5:
+        question = rng.choice(
+            ["How many sides does the figure have?", "Count the corners of the figure.", "How many sides are there?"]
+        )
+        return plain(canvas, question, "numeric", str(sides), think)
+    question = rng.choice(["Which polygon is it?", "What is the figure called?"])
+    if draw < 0.8:
+        others = rng.sample([other for other in _POLYGONS.values() if other != name], 2)
+        return choice(rng, canvas, question, name, others, think)
+    return plain(canvas, question, "string_match", name, think)
+
+
+def sums(rng: random.Random) -> Task:
+    """Two digits with a plus sign, or two groups of dots, to be added."""
+    if rng.random() < 0.5:
+        first, second = rng.randint(1, 5), rng.randint(1, 5)
+        width, height = pick_size(rng, ((96, 64), (128, 64), (128, 96)))
+        canvas = Canvas(rng, width, height)
+        text = f"{first}+{second}"
+        ink = COLORS[rng.choice(("red", "green", "blue", "purple", "black"))]
+        canvas.text_centered(text, (0, 0, width, height), 4, canvas.shake(ink))
+        question = rng.choice(["What is the sum?", "Compute the sum shown.", "Solve it."])
+        think = f"I read {first} and {second}, {first} + {second} = {first + second}."
+        return plain(canvas, question, "numeric", str(first + second), think)
+    first, second = rng.randint(1, 4), rng.randint(1, 4)
+    width, height = rng.choice(((128, 64), (128, 96), (160, 96)))
+    canvas = Canvas(rng, width, height)
+    colors = pick_colors(rng, 2, easy=True)
+    for group, (amount, color) in enumerate(zip((first, second), colors, strict=True)):
+        middle, center = width * (1 + 2 * group) // 4, height // 2
+        for dot in range(amount):
+            x, y = middle - 13 + 26 * (dot % 2), center - 13 + 26 * (dot // 2)
+            canvas.shape("circle", color, (x - 10, y - 10, x + 10, y + 10))
+    canvas.draw.line((width // 2, 0, width // 2, height), fill=(150, 150, 150), width=2)
+    question = rng.choice(
+        ["How many dots are there on both sides together?", "Add the dots on the left and the right."]
+    )
+    think = f"Left has {first} {colors[0]}, right has {second} {colors[1]}, {first} + {second} = {first + second}."
+    return plain(canvas, question, "numeric", str(first + second), think)

@@ -1,0 +1,74 @@
+"""`ModelDef`: a model without its numbers. Static and hashable; it turns a plain tree of parameters into a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.traverse_util import unflatten_dict
+
+from vero_jax.models.config import ModelConfig
+from vero_jax.models.qwen3_vl import Qwen3VL
+
+Params = dict[str, Any]
+"""Nested dicts of arrays. Parameters of a stack of layers have a leading layer axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDef:
+    """What must be known to compile the model.
+
+    Attributes:
+        config: sizes.
+        dtype: of the activations, "float32" or "bfloat16".
+        param_dtype: in which the parameters are kept.
+        remat: recompute each layer in the backward pass.
+    """
+
+    config: ModelConfig
+    dtype: Any = "float32"
+    param_dtype: Any = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dtype", "param_dtype"):
+            object.__setattr__(self, name, jnp.dtype(getattr(self, name)))
+
+    def bind(self, params: Params) -> Qwen3VL:
+        """The model with these parameters; cheap, and made for use inside jit."""
+        return nnx.merge(_abstract(self)[0], params)
+
+    def abstract_params(self) -> Params:
+        """The tree of parameters as `jax.ShapeDtypeStruct`s."""
+        return nnx.to_pure_dict(_abstract(self)[1])
+
+    def logical_axes(self) -> Params:
+        """The same tree with a tuple of logical axis names (or None) per parameter; see parallel/sharding.py."""
+        flat = nnx.to_flat_state(_abstract(self)[1])
+        return unflatten_dict({path: variable.get_metadata()["axes"] for path, variable in flat})
+
+    def init_params(self, seed: int, shardings: Any = None) -> Params:
+        """New parameters, drawn on the device; the same for the same seed on any mesh.
+
+        Args:
+            shardings: a tree of shardings of the same structure, or None for the default device.
+        """
+        create = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(self._module(nnx.Rngs(key)))), out_shardings=shardings)
+        return create(jax.random.key(seed))
+
+    def num_params(self) -> int:
+        """How many numbers the parameters hold; a tied head counts once."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
+
+    def _module(self, rngs: nnx.Rngs) -> Qwen3VL:
+        return Qwen3VL(self.config, dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat, rngs=rngs)
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract(model_def: ModelDef) -> tuple[Any, Any]:
+    module = nnx.eval_shape(lambda: model_def._module(nnx.Rngs(0)))
+    return nnx.split(module)

@@ -1,0 +1,43 @@
+"""The device mesh: axes (data, fsdp, tensor) over whatever devices there are."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from vero_jax.config import MeshConfig
+from vero_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")
+"""Rows and groups are split over both: fsdp devices hold parts of the weights and work on different rows."""
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh. At most one axis may be -1 and takes what the others leave.
+
+    The axis types are Auto on purpose: `jax.make_mesh` defaults to Explicit, where every array carries its sharding
+    in its type; here the compiler places the activations between the constraints at block edges.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(devices) if devices is not None else jax.devices()
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise UserError(f"mesh sizes {dict(zip(AXES, sizes, strict=True))} must be positive, with at most one -1")
+    known = 1
+    for size in sizes:
+        known *= size if size > 0 else 1
+    if -1 in sizes:
+        if len(devices) % known:
+            raise UserError(f"mesh.fsdp x mesh.tensor needs a multiple of {known} devices; there are {len(devices)}")
+        sizes[sizes.index(-1)] = len(devices) // known
+    elif known != len(devices):
+        raise UserError(f"mesh sizes multiply to {known}, but there are {len(devices)} devices; set one of them to -1")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Over how many parts the leading (row or group) axis is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,70 @@
+"""One table from a parameter's logical axis names to mesh axes, and the shardings made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vero_jax.parallel.mesh import ROW_AXES
+
+RULES: Mapping[str, str | None] = {
+    "layers": None,  # scanned over
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ffn": "tensor",
+    "vision_embed": "fsdp",
+    "vision_heads": "tensor",
+    "vision_ffn": "tensor",
+    "patch": None,
+    "positions": None,
+}
+
+
+def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """The mesh axes of one parameter.
+
+    A dimension that its mesh axis does not divide, or whose mesh axis an earlier dimension of the same parameter has
+    taken (a D x D matrix), stays whole: a small or odd policy must run on any mesh.
+
+    Raises:
+      ValueError: a name is not in `RULES`, or there are not as many names as dimensions.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{len(axes)} logical axes {tuple(axes)} for a parameter of shape {tuple(shape)}")
+    taken: set[str] = set()
+    spec: list[str | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        if name is not None and name not in RULES:
+            raise ValueError(f"unknown logical axis {name!r}; known are {sorted(RULES)}")
+        axis = RULES[name] if name is not None else None
+        if axis is None or axis in taken or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
+            spec.append(None)
+        else:
+            taken.add(axis)
+            spec.append(axis)
+    return PartitionSpec(*spec)
+
+
+def param_shardings(mesh: Mesh, logical_axes: Any, abstract_params: Any) -> Any:
+    """A tree of `NamedSharding`s for a tree of parameters (same structure; leaves of `logical_axes` are tuples)."""
+    return jax.tree.map(
+        lambda leaf, axes: NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh)),
+        abstract_params,
+        logical_axes,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis (rows or groups) split over data and fsdp; the others whole."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))

@@ -1,0 +1,127 @@
+"""The persistent compilation cache, a guard that notices unexpected traces, and the versions a run was made with."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import importlib.metadata
+import os
+import platform
+import threading
+from pathlib import Path
+
+from vero_jax.runtime.files import friendly_writes
+
+PACKAGES = ("vero-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def enable_compilation_cache(cache_dir: str | Path) -> Path:
+    """Keeps compiled programs under `cache_dir`/xla, so that a second start compiles nothing. Call it before any jit.
+
+    JAX_COMPILATION_CACHE_DIR, when the user has set it, wins. Programs compiled for a CPU use that CPU's
+    instructions, so each kind of host has its own folder (the cache may lie on a shared disk).
+    """
+    import jax
+
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder = Path(chosen) if chosen else Path(cache_dir).expanduser() / "xla" / _host_kind()
+    with friendly_writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Everything that takes longer to compile than to read; jax's own default leaves out what compiles within a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def devices_line() -> str:
+    """Such as "8 x TPU v5 lite (2 processes)"."""
+    import jax
+
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    processes = f" ({jax.process_count()} processes)" if jax.process_count() > 1 else ""
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) + processes
+
+
+def versions_header() -> str:
+    """One line for the top of a run's output."""
+    return ", ".join(f"{name} {version}" for name, version in versions().items())
+
+
+class TraceGuard:
+    """Counts the programs jax makes while it is open, by function name, and can forbid more.
+
+    with TraceGuard() as guard:
+        ...warm-up...
+        guard.seal("update", "decode")
+        ...from here every new program of these functions makes `check` fail...
+
+    A program found in the persistent cache counts too: it was traced again, which static shapes must never cause.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = False
+        self._sealed: tuple[str, ...] | None = None
+        self.compilations: collections.Counter[str] = collections.Counter()
+        self.compile_seconds = 0.0
+        self.unexpected: list[str] = []
+
+    def __enter__(self) -> TraceGuard:
+        import jax
+
+        self._open = True
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        import jax
+
+        self._open = False
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def seal(self, *names: str) -> None:
+        """From here on every new program of the named jitted functions is unexpected; without names, of any."""
+        self._sealed = names
+
+    def unseal(self) -> None:
+        """A new phase may compile its own programs."""
+        self._sealed = None
+
+    def check(self) -> None:
+        """Raises RuntimeError naming what was compiled after `seal`: a shape that should have been static."""
+        if self.unexpected:
+            raise RuntimeError(f"compiled after warm-up: {', '.join(self.unexpected)}.")
+
+    def _listen(self, event: str, duration_secs: float, **details: str | int) -> None:
+        if not self._open or event != _COMPILE_EVENT:
+            return
+        name = str(details.get("fun_name", "unknown")).removeprefix("jit(").removesuffix(")")
+        with self._lock:
+            self.compilations[name] += 1
+            self.compile_seconds += duration_secs
+            if self._sealed is not None and (not self._sealed or name in self._sealed):
+                self.unexpected.append(name)
+
+
+def _host_kind() -> str:
+    """Machine type and a short digest of the CPU's instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"

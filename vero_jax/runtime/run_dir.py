@@ -1,0 +1,261 @@
+"""The run directory: where everything of one run lies, who may write it, and whether it can be continued.
+
+    config.yaml  metrics.jsonl  tensorboard/  checkpoints/  samples/step_000020.html  validation/*.jsonl
+    curves.png   summary.json   hf/           .lock
+
+In: a Config. Out: a `RunDir` with one path per thing. Imports no jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vero_jax.config import Config
+from vero_jax.config_loader import flatten, to_dict, to_yaml
+from vero_jax.errors import UserError
+from vero_jax.runtime.files import atomic_write, friendly_writes
+
+FREE_KEYS = (
+    # how long, and what is written on the way
+    "name", "run_dir", "trainer.steps", "trainer.log_every", "trainer.log_with", "trainer.save_every",
+    "trainer.keep_checkpoints", "trainer.samples_every", "trainer.export", "trainer.resume", "cold_start.log_every",
+    "trainer.val_before", "trainer.val_every", "trainer.val_batch", "trainer.val_greedy", "trainer.val_blind",
+    # the machine: the result does not depend on these
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "data.cache_dir", "data.workers", "reward.workers", "model.remat",
+    "rollout.groups_per_call", "rollout.vocab_block", "rollout.attention_block", "actor.rows_per_micro_batch",
+)  # fmt: skip
+"""Settings that may change when a run is continued. Every other one would make it another experiment."""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{key: (old, new)} of the settings that matter and differ, from two `to_dict` trees; absent ones are "not set"."""
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in {**after, **before} if key not in FREE_KEYS]
+    return {
+        key: (before.get(key, "not set"), after.get(key, "not set"))
+        for key in keys
+        if before.get(key, "not set") != after.get(key, "not set")
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """Paths of one run. Made by `open_run`; `close` gives the lock back."""
+
+    path: Path
+    resuming: bool = False
+    """True when the folder already holds a checkpoint of this run."""
+    lock: RunLock | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def export(self) -> Path:
+        """The finished policy as a Hugging Face folder."""
+        return self.path / "hf"
+
+    def sample_page(self, step: int) -> Path:
+        return self.samples / f"step_{step:06d}.html"
+
+    def validation_file(self, name: str) -> Path:
+        """Where the answers of one validation go; name such as "before", "step_000050" or "final"."""
+        return self.validation / f"{name}.jsonl"
+
+    def cut_after(self, step: int) -> None:
+        """Removes pages and validation answers of later steps: they belong to work that a resumed run does again."""
+        for folder, ending in ((self.samples, "html"), (self.validation, "jsonl")):
+            for file in folder.glob(f"step_*.{ending}"):
+                number = re.fullmatch(r"step_(\d+).*", file.stem)
+                if number and int(number[1]) > step:
+                    file.unlink()
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def run_path(config: Config) -> Path:
+    """`config.run_dir` with {name} and {seed} filled in."""
+    if "://" in config.run_dir:
+        raise UserError(
+            f"run_dir must be a folder, not the address {config.run_dir!r}: mount the bucket and name its path."
+        )
+    try:
+        return Path(config.run_dir.format(name=config.name, seed=config.seed)).expanduser().absolute()
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"run_dir {config.run_dir!r} can hold {{name}} and {{seed}}, and nothing else in braces ({error})."
+        ) from error
+
+
+def open_run(config: Config, *, primary: bool = True) -> RunDir:
+    """Makes or continues the run's folder, locks it and writes the resolved config.
+
+    A folder with a checkpoint is continued when its config differs in nothing that matters (`FREE_KEYS` may); one
+    without a checkpoint is begun again. Only the primary process (index 0) locks and writes; the others read.
+    Raises UserError when another process holds the run, when it is another experiment's, or when the disk refuses.
+    """
+    path = run_path(config)
+    if not primary:
+        return RunDir(path, resuming=has_checkpoint(path))
+    with friendly_writes(path):
+        path.mkdir(parents=True, exist_ok=True)
+    lock = RunLock.acquire(path)
+    try:
+        run = RunDir(path, resuming=has_checkpoint(path), lock=lock)
+        if run.resuming:
+            _check_same_run(run, config)
+        else:
+            _begin_again(run)
+        for folder in (run.tensorboard, run.checkpoints, run.samples, run.validation):
+            with friendly_writes(folder):
+                folder.mkdir(exist_ok=True)
+        atomic_write(run.config, to_yaml(config))
+    except BaseException:
+        lock.release()
+        raise
+    return run
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a finished checkpoint lies in the run's folder (unfinished ones do not have a plain number as name)."""
+    folder = path / "checkpoints"
+    return folder.is_dir() and any(child.name.isdigit() and child.is_dir() for child in folder.iterdir())
+
+
+def _check_same_run(run: RunDir, config: Config) -> None:
+    if config.trainer.resume == "never":
+        raise UserError(
+            f"{run.path} already holds a run: choose another name or run_dir, delete the folder, "
+            "or set trainer.resume=auto to continue it."
+        )
+    try:
+        old = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{run.path} holds checkpoints, but its config.yaml cannot be read ({error}).") from error
+    changed = differences(old if isinstance(old, dict) else {}, to_dict(config))
+    if changed:
+        listed = ", ".join(f"{key} (was {before!r}, now {after!r})" for key, (before, after) in changed.items())
+        raise UserError(
+            f"{run.path} holds a run with other settings, so it cannot be continued with these: {listed}. "
+            "Set them back, or choose another name or run_dir."
+        )
+
+
+def _begin_again(run: RunDir) -> None:
+    """Removes what a run that never reached a checkpoint left behind; nothing of it can be continued."""
+    if not run.config.exists():
+        return  # not ours: leave whatever the user keeps in this folder
+    if run.summary.exists():
+        raise UserError(
+            f"{run.path} holds a finished run whose checkpoints are gone, so it cannot be continued: choose another "
+            "name or run_dir, or delete the folder."
+        )
+    for file in (run.metrics, run.curves):
+        file.unlink(missing_ok=True)
+    for folder, pattern in ((run.samples, "*.html"), (run.validation, "*.jsonl")):
+        for file in folder.glob(pattern):
+            file.unlink()
+    shutil.rmtree(run.tensorboard, ignore_errors=True)
+
+
+@dataclasses.dataclass
+class RunLock:
+    """A POSIX record lock on `.lock`: the kernel drops it when its process dies, so that a stale one cannot exist.
+
+    Unlike flock it is not inherited by forked reward workers, which may outlive a killed trainer by a moment.
+    """
+
+    path: Path
+    descriptor: int | None
+
+    @classmethod
+    def acquire(cls, run_path: Path) -> RunLock:
+        """UserError naming the process that holds the run."""
+        path = run_path / ".lock"
+        with friendly_writes(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            content = os.pread(descriptor, 4096, 0)
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"{run_path} is being written by another process ({_holder(content)}): wait for it, stop it, "
+                    "or choose another name or run_dir."
+                ) from error
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+            warnings.warn(
+                f"{path}: this file system has no locks, so a second process would go unnoticed.", stacklevel=2
+            )
+            return cls(path, None)
+        with friendly_writes(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        return cls(path, descriptor)
+
+    def release(self) -> None:
+        """Gives the run free; safe to call twice. The file stays, since removing it would race with the next owner."""
+        if self.descriptor is not None:
+            os.ftruncate(self.descriptor, 0)
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def _holder(content: bytes) -> str:
+    try:
+        owner = json.loads(content)
+        return f"pid {int(owner['pid'])} on {owner['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "its pid is not known"  # caught between its lock and its note

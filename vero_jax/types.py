@@ -1,0 +1,103 @@
+"""The nouns of the recipe: what travels from the data to the gradient, each a small frozen host-side (numpy) type.
+
+    Example --processor--> Prompt --sampling--> Group --rewards--> Group with scores --learning--> rows
+
+Nothing here imports jax, so that data and reward workers can use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+DOMAINS = (
+    "chart_ocr",
+    "knowledge_recognition",
+    "spatial_action",
+    "counting_grounding_search",
+    "stem",
+    "visual_alignment",
+)
+"""Vero's six task categories, in the order of the recipe's mixture (`ability` in the data)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One question as stored: text and encoded images, its domain and source. No pixels are decoded yet."""
+
+    id: str
+    domain: str
+    source: str
+    messages: tuple[Mapping[str, str], ...]
+    """Chat messages {"role", "content"}; an image's place is marked by `<image>` in the content."""
+    images: tuple[bytes, ...]
+    reward_type: str
+    ground_truth: str
+    extra_info: Mapping[str, Any]
+    """The row's own extra_info (question, answer, tolerance, index, ...), unchanged."""
+    solution: str = ""
+    """A reference response for the cold start, or "" when the row has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Tokens, patches and grids of one example: what the model sees. P counts vision patches, I images, T tokens."""
+
+    example: Example
+    token_ids: Int32[np.ndarray, "T"]
+    positions: Int32[np.ndarray, "T 3"]
+    """Rotary position of each token on the axes (time, height, width)."""
+    image_index: Int32[np.ndarray, "T"]
+    """Which merged visual token stands at each place (counted over all images of the prompt), -1 for text."""
+    patches: UInt8[np.ndarray, "P E"]
+    """Raw pixels in merge-block order; E = channels * temporal_patch * patch * patch."""
+    grids: Int32[np.ndarray, "I 3"]
+    """(frames, height, width) of each image in patches."""
+    image_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of each image as stored, before resizing."""
+    resized_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of each image as the model sees it."""
+
+    @property
+    def next_position(self) -> int:
+        """Rotary position (equal on all axes) of the first response token."""
+        return int(self.positions.max()) + 1 if len(self.positions) else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """One sampled answer: ids (the stop id included when there is one), their log-probabilities, and why it stopped."""
+
+    token_ids: Int32[np.ndarray, "R"]
+    logprobs: Float32[np.ndarray, "R"]
+    """float32 log-probability of each token under the untruncated policy at the sampling temperature."""
+    stop_reason: str
+    """"stop" (a stop id was drawn) or "length" (the limit was reached)."""
+    text: str = ""
+    """Decoded without special tokens that carry no text (the stop id among them)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What the rewards say of one response. `missing` is None, or why there is no score (then the numbers are NaN)."""
+
+    total: float
+    """accuracy and format mixed, plus the overlong term."""
+    accuracy: float
+    format: float
+    overlong: float = 0.0
+    missing: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A prompt and its n responses: the unit of sampling, of normalisation and of learning."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    scores: tuple[Score, ...] = ()
+    advantages: Float32[np.ndarray, "N"] | None = None
