@@ -133,6 +133,7 @@ class ActorConfig:
     kl_loss_type: Literal["k1", "kl", "abs", "k2", "mse", "k3", "low_var_kl"] = "low_var_kl"
     mini_batch_prompts: int = 128  # prompts per optimizer update
     ppo_epochs: int = 1
+    on_policy_first: bool = True  # the first mini-batch's old log-probabilities are the current ones; False recomputes
     mask_truncated: bool = False  # leave answers that hit the length limit out of the loss
     row_length: int = 36864  # tokens of a learner's row
     row_patches: int = 65536  # vision patches of a learner's row
@@ -164,6 +165,8 @@ class RewardConfig:
     workers: int = 2
     timeout_s: float = 5.0  # per response
     max_missing_share: float = 0.2  # a step with a larger share of failed rewards stops the run
+    custom: str = ""  # your own scorer of the reward type "custom": "path/to/file.py:function"
+    custom_types: dict[str, str] = dataclasses.field(default_factory=dict)  # more of them, by reward type name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,6 @@ from tests.conftest import golden_dir
 from vero_jax.data import geometry
 from vero_jax.errors import UserError
 
-pytestmark = pytest.mark.golden_model
-
 
 def model_cases():
     """All cases whose positions follow Qwen3-VL; Qwen2.5 counts time on the time axis of a video."""
@@ -44,6 +42,7 @@ def row_grids(runs, image_grids, video_grids):
     return np.asarray(grids, np.int32).reshape(-1, 3)
 
 
+@pytest.mark.golden_model
 @pytest.mark.parametrize("case", list(model_cases()), ids=lambda path: path.name)
 def test_positions_equal_the_recorded_ones(case):
     meta = json.loads((case / "meta.json").read_text())
@@ -65,8 +64,12 @@ def test_positions_equal_the_recorded_ones(case):
         assert not images and not videos
 
 
+@pytest.mark.golden_model
 def test_grids_equal_the_recorded_ones():
-    cases = json.loads((golden_dir("model") / "images" / "images.json").read_text())["cases"]
+    index = golden_dir("model") / "images" / "images.json"
+    if not index.is_file():
+        pytest.skip(f"{index} is absent")
+    cases = json.loads(index.read_text())["cases"]
     settings = {"q3": (16, 65536, 16777216), "q3small": (16, 4096, 262144), "q25": (14, 3136, 12845056)}
     for name, case in cases.items():
         patch, low, high = settings[name.split("|")[1]]
@@ -119,7 +122,7 @@ def test_every_patch_of_a_frame_has_one_place():
 def test_no_images_give_empty_arrays():
     coords, sizes, segments = geometry.patch_geometry(np.zeros((0, 3), np.int32))
     assert coords.shape == sizes.shape == (0, 2) and segments.shape == (0,)
-    positions, image_index = geometry.mrope_positions(np.asarray([5, 6]), np.zeros((0, 3)), image_token_id=9)
+    positions, image_index = geometry.mrope_positions(np.asarray([5, 6]), np.zeros((0, 3), np.int32), image_token_id=9)
     assert positions.tolist() == [[0, 0, 0], [1, 1, 1]]
     assert image_index.tolist() == [-1, -1]
 

@@ -46,7 +46,8 @@ def test_policy_loss_matches_reference(hp, file, layout):
     tokens = ResponseTokens.of_matrix(mask) if layout == "matrix" else one_row(mask)
     shape = tokens.mask.shape
     alternative = "alt_loss_drop_empty_rows" in z
-    totals = Totals.count(mask, config.loss_agg_mode, strict_reference=not alternative)
+    mode = "seq-mean-token-mean" if config.loss_mode in ("gspo", "geo_mean") else config.loss_agg_mode
+    totals = Totals.count(mask, mode, strict_reference=not alternative)
     sampler = z.get("in_rollout_log_probs")
 
     def loss(logprobs):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from vero_jax.errors import UserError
 
@@ -54,13 +54,13 @@ def check_pixel_limits(min_pixels: int, max_pixels: int, factor: int, place: str
         )
 
 
-def frame_grids(grids: Int32[np.ndarray, "I 3"]) -> Int32[np.ndarray, "F 2"]:
+def frame_grids(grids: Int[np.ndarray, "I 3"]) -> Int32[np.ndarray, "F 2"]:
     """(height, width) in patches of every frame: a video of t frames counts as t pictures."""
     grids = np.asarray(grids, np.int32).reshape(-1, 3)
     return np.repeat(grids[:, 1:], grids[:, 0], axis=0)
 
 
-def merged_counts(grids: Int32[np.ndarray, "I 3"], merge_size: int = 2) -> Int32[np.ndarray, "I"]:
+def merged_counts(grids: Int[np.ndarray, "I 3"], merge_size: int = 2) -> Int32[np.ndarray, "I"]:
     """Merged visual tokens of each grid."""
     grids = np.asarray(grids, np.int32).reshape(-1, 3)
     return (grids.prod(axis=1) // merge_size**2).astype(np.int32)
@@ -74,7 +74,7 @@ def _within(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patch_geometry(
-    grids: Int32[np.ndarray, "I 3"], merge_size: int = 2
+    grids: Int[np.ndarray, "I 3"], merge_size: int = 2
 ) -> tuple[Int32[np.ndarray, "P 2"], Int32[np.ndarray, "P 2"], Int32[np.ndarray, "P"]]:
     """Where each patch lies, in merge-block order.
 
@@ -103,8 +103,8 @@ def patch_geometry(
 
 
 def mrope_positions(
-    token_ids: Int32[np.ndarray, "T"],
-    grids: Int32[np.ndarray, "I 3"],
+    token_ids: Int[np.ndarray, "T"],
+    grids: Int[np.ndarray, "I 3"],
     *,
     image_token_id: int,
     video_token_id: int | None = None,

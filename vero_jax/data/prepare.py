@@ -1,7 +1,7 @@
 """Prepares data once: rows from the hub's files, a JSONL export or the built-in set become ArrayRecord files.
 
-Prepared files lie in `<cache_dir>/prepared/`, one folder per source of rows, named by a fingerprint of what they were made
-from. A folder appears by one rename when it is complete, so a killed or a second process can do no harm.
+Prepared files lie in `<cache_dir>/prepared/`, one folder per source of rows, named by a fingerprint of what they were
+made from. A folder appears by one rename when it is complete, so a killed or a second process can do no harm.
 
     python -m vero_jax.data.prepare --source <folder | file.jsonl | vero_mini> --out <dir>
 """
@@ -92,7 +92,7 @@ class PreparedData:
 
 
 class ExampleSource(Sequence[Example]):
-    """Random access to the prepared rows of one split. Files are opened when first read; may be sent to other processes."""
+    """Random access to the prepared rows of one split. Files are opened when first read; can be pickled for workers."""
 
     def __init__(self, parts: tuple[tuple[str, int], ...], split: str):
         self._parts = tuple((folder, count) for folder, count in parts if count)
@@ -126,8 +126,9 @@ def _open_split(folder: str, split: str) -> Any:
     """A TFDS data source (its `[i]` gives the features of row i)."""
     import tensorflow_datasets as tfds
 
-    (info,) = Path(folder).glob("*/*/*/dataset_info.json")
-    return tfds.builder_from_directory(info.parent).as_data_source(split)
+    for info in Path(folder).glob("*/*/*/dataset_info.json"):
+        return tfds.builder_from_directory(info.parent).as_data_source(split)
+    raise UserError(f"the prepared data in {folder} is damaged; delete that folder and start again")
 
 
 def prepare(source: str, data_cfg: DataConfig, *, say: Callable[[str], None] = lambda line: None) -> PreparedData:
@@ -197,8 +198,8 @@ def _sources(source: str, data_cfg: DataConfig, splits: tuple[str, ...]) -> tupl
         ], "vero_600k"
     if not path.is_dir():
         raise UserError(
-            f"data.source {source!r} is neither a folder, nor a .jsonl file, nor vero_mini; give the folder that holds a "
-            "snapshot of Vero-600k"
+            f"data.source {source!r} is neither a folder, nor a .jsonl file, nor vero_mini; give the folder that holds "
+            "a snapshot of Vero-600k"
         )
     found = []
     for config in builder.hub_configs(path, splits):
@@ -222,7 +223,8 @@ def _prepare_one(kind: str, config: SourceConfig, folder: Path) -> None:
     try:
         scratch.mkdir()
         made = (builder.VeroMini if kind == "vero_mini" else builder.Vero600k)(config=config, data_dir=scratch)
-        made.download_and_prepare()
+        made.download_and_prepare(download_dir=str(scratch / "downloads"))
+        shutil.rmtree(scratch / "downloads", ignore_errors=True)
         (scratch / "report.json").write_text(json.dumps(made.report.to_json(), indent=1))
         try:
             scratch.rename(folder)
@@ -255,7 +257,7 @@ def _digest(value: Any) -> str:
 
 
 def _file_identity(path: Path) -> tuple[str, int, str]:
-    """(name, size, hash). Files over 64 MiB are hashed at 64 places and at both ends, where Parquet keeps its statistics."""
+    """(name, size, hash). Of files over 64 MiB, 64 places are hashed, both ends among them, and the time of change."""
     size = path.stat().st_size
     digest = hashlib.sha256()
     with path.open("rb") as file:

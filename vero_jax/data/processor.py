@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 from tokenizers import Tokenizer
 
 from vero_jax.data import geometry, images
@@ -222,11 +222,11 @@ class Processor:
         """Ids of a reference response, with the id that ends the turn."""
         return np.asarray([*self.tokenizer.encode(text, add_special_tokens=False).ids, self.eos_ids[0]], np.int32)
 
-    def decode(self, token_ids: Sequence[int] | Int32[np.ndarray, "R"]) -> str:
+    def decode(self, token_ids: Sequence[int] | Int[np.ndarray, "R"]) -> str:
         """The text of a response: control tokens are left out, `<think>` stays."""
         return self.tokenizer.decode([int(token) for token in token_ids], skip_special_tokens=True)
 
-    def _expand(self, token_ids: Int32[np.ndarray, "T"], grids: Int32[np.ndarray, "I 3"]) -> Int32[np.ndarray, "T"]:
+    def _expand(self, token_ids: Int32[np.ndarray, "S"], grids: Int32[np.ndarray, "I 3"]) -> Int32[np.ndarray, "T"]:
         """Repeats the one placeholder of each image to as many as it has merged tokens."""
         places = token_ids == self.image_token_id
         if places.sum() != len(grids):

@@ -1,7 +1,8 @@
 """Rows as Vero-600K stores them, the records they are kept as, and the `Example` they become.
 
-A row comes from the hub's Parquet (image bytes inside) or from the official JSONL export (image files beside it). Columns
-are read by name, extra ones are ignored. A row that cannot be used raises `RowError`, whose reason callers count by.
+A row comes from the hub's Parquet (image bytes inside) or from the official JSONL export (image files beside it).
+Columns are read by name, extra ones are ignored. A row that cannot be used raises `RowError`, whose reason callers
+count by.
 """
 
 from __future__ import annotations

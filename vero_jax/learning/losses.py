@@ -60,7 +60,7 @@ def gspo(x: LossInputs, config: ActorConfig) -> LossTerms:
     delta = x.tokens.spread(x.tokens.means(stop(log_ratio)))
     ratio = jnp.exp(jnp.minimum(x.logprobs - stop(x.logprobs) + delta, GSPO_LOG_RATIO_LIMIT))
     loss = -x.advantages * ratio
-    limited = -x.advantages * jnp.clip(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
+    limited = -x.advantages * _limit(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
     # Where both are equal, maximum gives each half of the gradient and the clip passes it: the sum is the whole.
     return LossTerms(
         aggregate(jnp.maximum(loss, limited), x.tokens, "seq-mean-token-mean", x.totals),
@@ -80,7 +80,7 @@ def ppo_clip(x: LossInputs, config: ActorConfig) -> LossTerms:
     log_ratio = jnp.clip(x.logprobs - x.old, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = jnp.exp(log_ratio)
     loss = -x.advantages * ratio
-    limited = -x.advantages * jnp.clip(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
+    limited = -x.advantages * _limit(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
     upper = jnp.maximum(loss, limited)
     dual = -x.advantages * config.clip_ratio_c
     negative = x.advantages < 0
@@ -97,7 +97,7 @@ def cispo(x: LossInputs, config: ActorConfig) -> LossTerms:
     """CISPO (MiniMax-M1, arXiv 2506.13585): -sg(clip(rho)) A logprob, so that no token loses its gradient."""
     log_ratio = jnp.clip(x.logprobs - x.old, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = jnp.exp(log_ratio)
-    limited = jnp.clip(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
+    limited = _limit(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
     per_token = -jax.lax.stop_gradient(limited) * x.advantages * x.logprobs * _sampler_weight(x, config)
     return LossTerms(
         aggregate(per_token, x.tokens, config.loss_agg_mode, x.totals),
@@ -113,7 +113,7 @@ def geo_mean(x: LossInputs, config: ActorConfig) -> LossTerms:
     The clip ratios are limits of log rho here. Always the mean over responses.
     """
     log_ratio = x.logprobs - x.old
-    limited = jnp.clip(log_ratio, -config.clip_ratio_low, config.clip_ratio_high)
+    limited = _limit(log_ratio, -config.clip_ratio_low, config.clip_ratio_high)
     sign = jnp.sign(x.advantages)
     pessimistic = sign * jnp.minimum(sign * log_ratio, sign * limited)
     ratio = jnp.exp(x.tokens.means(pessimistic))
@@ -143,7 +143,7 @@ def clip_cov(x: LossInputs, config: ActorConfig) -> LossTerms:
     log_ratio = x.logprobs - x.old
     ratio = jnp.exp(log_ratio)
     loss = -x.advantages * ratio
-    limited = -x.advantages * jnp.clip(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
+    limited = -x.advantages * _limit(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
     counted = x.tokens.mask > 0
     covariance = _covariance(x)
     candidate = counted & (limited <= loss) & (covariance > config.clip_cov_lb) & (covariance < config.clip_cov_ub)
@@ -219,6 +219,12 @@ def value_loss(
     error, limited_error = jnp.square(values - returns), jnp.square(limited - returns)
     loss = 0.5 * aggregate(jnp.maximum(error, limited_error), tokens, mode, totals)
     return loss, tokens.keep(limited_error > error).sum()
+
+
+def _limit(values: Array, low: float, high: float) -> Array:
+    """A clip whose gradient is 1 at the bounds themselves: with GSPO's narrow range a ratio does fall on one in
+    float32, where `jnp.clip` passes half a gradient."""
+    return jnp.where(values < low, low, jnp.where(values > high, high, values))
 
 
 def _sampler_weight(x: LossInputs, config: ActorConfig) -> Array | float:

@@ -41,7 +41,7 @@ def token_logprobs(
     pass computes every block again: dz_v = g_logp (1[v = t] - p_v) - g_H p_v (log p_v + H).
 
     Args:
-      hidden: states after the final norm, in the activations' type.
+      hidden: states after the final norm, in the activations' type, to which `head` is rounded.
       targets: ids in [0, valid_vocab).
       temperature: divides the logits; 0 (greedy sampling) counts as 1. No gradient flows to it.
       block: vocabulary entries per block.
@@ -49,7 +49,8 @@ def token_logprobs(
     """
     valid = head.shape[0] if valid_vocab is None else valid_vocab
     block = min(block, head.shape[0])
-    return _token_logprobs(hidden, head, targets, _inverse(temperature), block, valid)
+    # Both functions of this module round the head to the activations' type, so sampler and learner agree.
+    return _token_logprobs(hidden, head.astype(hidden.dtype), targets, _inverse(temperature), block, valid)
 
 
 def choose_tokens(
@@ -80,6 +81,7 @@ def choose_tokens(
       valid_vocab: rows of `head` from here on are no vocabulary entries; None uses all.
     """
     valid = head.shape[0] if valid_vocab is None else valid_vocab
+    head = head.astype(hidden.dtype)
     inverse = _inverse(temperature)
     amount = (jnp.asarray(temperature) > 0).astype(jnp.float32)
     if truncation is not None:

@@ -1,4 +1,4 @@
-"""Where the answer stands in a response: the answer tags, the boxes, the format score. All scans are linear in the text."""
+"""Where the answer stands in a response: answer tags, boxes, format score. All scans are linear in the text."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class RewardSettings:
     coordinates: Literal["pixels", "normalized_1000"] = "pixels"
     """What predicted boxes and points mean when the row itself does not say (`normalize_bbox_to_1000`)."""
     math_seconds: float = 1.0
-    """Time for one comparison of LaTeX expressions; past it the answer counts as wrong. Main thread only."""
+    """Processor time for one mathematical comparison; past it the answer counts as wrong. Main thread only."""
     custom: str = ""
     """User's scorer of the reward type "custom", as "path/to/file.py:function"."""
     custom_types: Mapping[str, str] = dataclasses.field(default_factory=dict)

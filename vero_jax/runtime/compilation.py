@@ -1,4 +1,4 @@
-"""The persistent compilation cache, a guard that notices unexpected traces, and the versions a run was made with."""
+"""The persistent compilation cache, and the versions and devices a run was made with."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import threading
 from pathlib import Path
 
 from vero_jax.runtime.files import friendly_writes
 
 PACKAGES = ("vero-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
-
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def enable_compilation_cache(cache_dir: str | Path) -> Path:
@@ -59,62 +56,6 @@ def devices_line() -> str:
 def versions_header() -> str:
     """One line for the top of a run's output."""
     return ", ".join(f"{name} {version}" for name, version in versions().items())
-
-
-class TraceGuard:
-    """Counts the programs jax makes while it is open, by function name, and can forbid more.
-
-    with TraceGuard() as guard:
-        ...warm-up...
-        guard.seal("update", "decode")
-        ...from here every new program of these functions makes `check` fail...
-
-    A program found in the persistent cache counts too: it was traced again, which static shapes must never cause.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open = False
-        self._sealed: tuple[str, ...] | None = None
-        self.compilations: collections.Counter[str] = collections.Counter()
-        self.compile_seconds = 0.0
-        self.unexpected: list[str] = []
-
-    def __enter__(self) -> TraceGuard:
-        import jax
-
-        self._open = True
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        import jax
-
-        self._open = False
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def seal(self, *names: str) -> None:
-        """From here on every new program of the named jitted functions is unexpected; without names, of any."""
-        self._sealed = names
-
-    def unseal(self) -> None:
-        """A new phase may compile its own programs."""
-        self._sealed = None
-
-    def check(self) -> None:
-        """Raises RuntimeError naming what was compiled after `seal`: a shape that should have been static."""
-        if self.unexpected:
-            raise RuntimeError(f"compiled after warm-up: {', '.join(self.unexpected)}.")
-
-    def _listen(self, event: str, duration_secs: float, **details: str | int) -> None:
-        if not self._open or event != _COMPILE_EVENT:
-            return
-        name = str(details.get("fun_name", "unknown")).removeprefix("jit(").removesuffix(")")
-        with self._lock:
-            self.compilations[name] += 1
-            self.compile_seconds += duration_secs
-            if self._sealed is not None and (not self._sealed or name in self._sealed):
-                self.unexpected.append(name)
 
 
 def _host_kind() -> str:

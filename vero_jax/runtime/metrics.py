@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,6 +50,9 @@ class MetricsLog:
 
     def log(self, step: int, values: Mapping[str, Any], *, phase: str = "reinforcement") -> None:
         """Adds one line {"phase", "step", ...}. Values are numbers (arrays of one element too), text or None.
+
+        phase is one of PHASES. A validation also has "stage" (before, after_cold_start, during or final); its step is
+        the step of reinforcement it was made at.
 
         A number that is not finite becomes null in the file, since JSON has no word for it.
         """
@@ -95,7 +99,11 @@ class MetricsLog:
             tensorboard = importlib.import_module("tensorboardX")
             with friendly_writes(self._run.tensorboard):
                 self._boards[phase] = tensorboard.SummaryWriter(
-                    logdir=str(self._run.tensorboard / phase), purge_step=step, flush_secs=10
+                    logdir=str(self._run.tensorboard / phase),
+                    purge_step=step,
+                    flush_secs=10,
+                    # tensorboardX names files by the second, and would overwrite one of the same second.
+                    filename_suffix=f".{time.time_ns()}",
                 )
         return self._boards[phase]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -49,6 +50,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
         for key in keys
         if before.get(key, "not set") != after.get(key, "not set")
     }
+
+
+def fingerprint(config: Config) -> str:
+    """A digest of the settings that decide a run's numbers: equal when `differences` finds none."""
+    flat = flatten(to_dict(config))
+    text = json.dumps({key: flat[key] for key in sorted(flat) if key not in FREE_KEYS})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ LETTERS = "ABCD"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One drawn question. `answer` is readable, `ground_truth` what the reward compares, `final` what the solution says."""
+    """One drawn question. `answer` is readable, `ground_truth` what the reward compares."""
 
     canvas: Canvas
     question: str

@@ -1,5 +1,6 @@
-"""English sentence boundaries by the decisions of Punkt (Kiss & Strunk 2006, "Unsupervised multilingual sentence boundary
-detection"), with a short word list of our own in place of statistics from a corpus.
+"""English sentence boundaries by the decisions of Punkt, with a word list of our own in place of a corpus's statistics.
+
+Kiss & Strunk 2006, "Unsupervised multilingual sentence boundary detection".
 
 A question or exclamation mark ends a sentence, and so does a full stop, unless it belongs to an abbreviation, an
 initial, an ordinal or an ellipsis: then the next word decides.
@@ -7,6 +8,7 @@ initial, an ordinal or an ellipsis: then the next word decides.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -73,7 +75,7 @@ def _candidates(text: str) -> Iterator[tuple[re.Match[str], str]]:
 def _breaks(context: str) -> bool:
     """Does a sentence end before the last token of `context`?"""
     tokens = [token for line in context.split("\n") for token in _TOKEN.findall(line.strip())]
-    return any(_ends_sentence(token, following) for token, following in zip(tokens, tokens[1:], strict=False))
+    return any(_ends_sentence(token, following) for token, following in itertools.pairwise(tokens))
 
 
 def _ends_sentence(token: str, following: str) -> bool:
@@ -85,8 +87,10 @@ def _ends_sentence(token: str, following: str) -> bool:
     following_type = _following_type(following)
     ellipsis = bool(_ELLIPSIS.match(token))
     bare = token[:-1].lower()
-    abbreviation = token != "." and not token.endswith("..") and (
-        bare in ABBREVIATIONS or bare.rsplit("-", 1)[-1] in ABBREVIATIONS
+    abbreviation = (
+        token != "."
+        and not token.endswith("..")
+        and (bare in ABBREVIATIONS or bare.rsplit("-", 1)[-1] in ABBREVIATIONS)
     )
     ends = token == "." or not (token.endswith("..") or abbreviation)
     initial = bool(_INITIAL.match(token))
@@ -116,7 +120,9 @@ def _starts_sentence(token: str, kind: str) -> bool | None:
 
 
 def _seen_in_lower_case(kind: str) -> bool:
-    return (len(kind) == 1 and kind != "i") or kind in LOWER_CASE_WORDS or kind in NAME_WORDS or kind in SENTENCE_STARTERS
+    return (
+        (len(kind) == 1 and kind != "i") or kind in LOWER_CASE_WORDS or kind in NAME_WORDS or kind in SENTENCE_STARTERS
+    )
 
 
 def _type(token: str) -> str:

@@ -1,4 +1,4 @@
-"""Word lists of the sentence splitter: abbreviations that take a full stop, and what a capital letter says of a word."""
+"""Word lists of the sentence splitter: abbreviations with a full stop, and what a capital letter says of a word."""
 
 from __future__ import annotations
 

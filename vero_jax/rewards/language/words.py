@@ -1,7 +1,7 @@
 """Words and punctuation of English text by the Penn Treebank's conventions, as one left-to-right scan.
 
-Punctuation stands alone, clitics are cut off ("can't" -> "ca", "n't"), an opening double quote becomes two backticks and a
-closing one two apostrophes, a full stop is its own token at the end of a sentence only.
+Punctuation stands alone, clitics are cut off ("can't" -> "ca", "n't"), an opening double quote becomes two backticks
+and a closing one two apostrophes, a full stop is its own token at the end of a sentence only.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _scan(text: str, start: int = 0, end: int | None = None) -> list[str]:
         token = match.group()
         if match.lastgroup == "pause":
             after = text[at : at + 1]
-            if match.start() == pause_taken and after or after.isdecimal():
+            if (match.start() == pause_taken and after) or after.isdecimal():
                 continue
             pause_taken = at
         elif match.lastgroup == "quote":
@@ -84,5 +84,10 @@ def _words(text: str) -> list[str]:
             if match:
                 chunk, tail = chunk[: match.start()], [match.group(), *tail]
         for piece in (chunk, *tail):
-            pieces += _FUSED.sub(lambda fused: f" {fused[fused.lastindex - 1]} {fused[fused.lastindex]} ", piece).split()
+            pieces += _FUSED.sub(_parted, piece).split()
     return pieces
+
+
+def _parted(fused: re.Match[str]) -> str:
+    first, second = (part for part in fused.groups() if part)
+    return f" {first} {second} "

@@ -1,0 +1,177 @@
+"""The stream of questions: exact batches, exact resume for any number of hosts and workers, nothing lost in silence."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import pytest
+
+from vero_jax.config import DataConfig, MiniConfig
+from vero_jax.data import pipeline, prepare, schema
+from vero_jax.errors import UserError
+from vero_jax.types import DOMAINS, Example
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> DataConfig:
+    return DataConfig(cache_dir=str(tmp_path_factory.mktemp("cache")), mini=MiniConfig(240, 60, 7))
+
+
+@pytest.fixture(scope="module")
+def data(settings) -> prepare.PreparedData:
+    return prepare.prepare("vero_mini", settings)
+
+
+def ids(batch: list[Example]) -> list[str]:
+    return [example.id for example in batch]
+
+
+def only_even(example: Example) -> str:
+    """A transform (at module level, for worker processes) that rejects every other row."""
+    if example.extra_info["index"] % 2:
+        raise schema.RowError("odd")
+    return example.id
+
+
+def nothing(example: Example) -> str:
+    raise schema.RowError("never", example.id)
+
+
+def test_batches_have_exact_counts(data, settings):
+    with pipeline.QuestionStream(data, settings, batch_size=20) as stream:
+        assert list(stream.counts.values()) == [4, 4, 3, 3, 3, 3]
+        for step in range(4):
+            found = collections.Counter(example.domain for example in stream.batch(step))
+            assert found == stream.counts
+
+
+def test_a_domain_repeats_nothing_before_it_is_used_up(data, settings):
+    with pipeline.QuestionStream(data, settings, batch_size=24) as stream:
+        drawn = [example for step in range(20) for example in stream.batch(step)]
+    for domain, size in stream.available.items():
+        found = [example.id for example in drawn if example.domain == domain]
+        # A batch shuffles its own four of the domain, so passes are compared where they end with a batch.
+        assert len(found) == 80
+        first, second = found[: size // 4 * 4], found[40:80]
+        assert len(set(first)) == len(first)
+        assert len(set(found)) == size
+        if size == 40:
+            assert set(first) == set(second)
+            assert first != second
+
+
+def test_any_step_can_be_entered(data, settings):
+    stream = pipeline.QuestionStream(data, settings, batch_size=18)
+    batches = [ids(stream.batch(step)) for step in range(6)]
+    assert len({tuple(batch) for batch in batches}) == 6
+    assert ids(stream.batch(2)) == batches[2]
+    stream.close()
+    for start in (5, 3):
+        with pipeline.QuestionStream(data, settings, batch_size=18, start_step=start) as other:
+            assert ids(other.batch(start)) == batches[start]
+    with pipeline.QuestionStream(data, settings, batch_size=18) as other:
+        assert [ids(batch) for batch, _ in zip(other.iterate(4), range(2), strict=False)] == batches[4:6]
+
+
+def test_the_order_depends_on_the_seed(data, settings):
+    first = pipeline.QuestionStream(data, settings, batch_size=18).batch(0)
+    second = pipeline.QuestionStream(data, dataclasses.replace(settings, seed=1), batch_size=18).batch(0)
+    assert ids(first) != ids(second)
+
+
+def test_hosts_share_the_same_batches(data, settings):
+    whole = ids(pipeline.QuestionStream(data, settings, batch_size=12).batch(3))
+    for hosts in (2, 3):
+        parts = [
+            pipeline.QuestionStream(data, settings, batch_size=12, host=host, hosts=hosts).batch(3)
+            for host in range(hosts)
+        ]
+        assert [example.id for group in zip(*parts, strict=True) for example in group] == whole
+    with pytest.raises(UserError, match="5 hosts"):
+        pipeline.QuestionStream(data, settings, batch_size=12, hosts=5)
+
+
+def test_worker_processes_give_the_same_batches_and_counts(data, settings):
+    plain = pipeline.QuestionStream(data, settings, batch_size=12, transform=only_even)
+    wanted = [plain.batch(step) for step in (2, 3)]
+    workers = dataclasses.replace(settings, workers=2)
+    with pipeline.QuestionStream(data, workers, batch_size=12, start_step=2, transform=only_even) as stream:
+        assert [stream.batch(step) for step in (2, 3)] == wanted
+        assert stream.problems == plain.problems
+    plain.close()
+
+
+def test_bad_rows_are_replaced_from_their_domain_and_counted(data, settings):
+    with pipeline.QuestionStream(data, settings, batch_size=24, transform=only_even) as stream:
+        index = data.index("train", ["id", "domain"])
+        domain_of = dict(zip(index["id"], index["domain"], strict=True))
+        for step in range(5):
+            batch = stream.batch(step)
+            assert collections.Counter(domain_of[name] for name in batch) == stream.counts
+            assert all(int(name[-1]) % 2 == 0 for name in batch)
+        assert stream.problems["odd"] > 20
+    with (
+        pipeline.QuestionStream(data, settings, batch_size=24, transform=nothing) as stream,
+        pytest.raises(UserError, match="never"),
+    ):
+        stream.batch(0)
+
+
+def test_questions_for_a_judge_are_left_out_and_counted(data):
+    selection = pipeline.select_rows(data, "train")
+    types = data.index("train", ["reward_type"])["reward_type"]
+    judged = sum(kind in schema.JUDGE_TYPES for kind in types)
+    assert judged > 0
+    assert len(selection.rows) == 240 - judged
+    assert sum(selection.dropped.values()) == judged
+    assert "judge" in str(selection)
+    assert len(pipeline.select_rows(data, "train", judge="model").rows) == 240
+    with pytest.raises(UserError, match="no question"):
+        pipeline.select_rows(data, "nowhere")
+
+
+def test_a_selection_limits_what_is_drawn(data, settings):
+    everything = pipeline.select_rows(data, "train")
+    kept = dataclasses.replace(everything, rows=everything.rows[::3], domains=everything.domains[::3])
+    allowed = {data.examples("train")[int(row)].id for row in kept.rows}
+    with pipeline.QuestionStream(data, settings, batch_size=12, selection=kept) as stream:
+        assert all(set(ids(stream.batch(step))) <= allowed for step in range(12))
+
+
+def test_validation_is_every_row_once_in_order(data, settings):
+    wanted = ids([data.examples("val")[int(row)] for row in pipeline.select_rows(data, "val").rows])
+    batches = list(pipeline.validation_batches(data, settings, batch_size=25))
+    assert [name for batch in batches for name in ids(batch)] == wanted
+    assert [len(batch) for batch in batches][:2] == [25, 25]
+    problems: collections.Counter[str] = collections.Counter()
+    some = list(pipeline.validation_batches(data, settings, batch_size=25, transform=only_even, problems=problems))
+    assert sum(map(len, some)) + problems["odd"] == len(wanted)
+    few = dataclasses.replace(settings, max_val_examples=12)
+    picked = [example for batch in pipeline.validation_batches(data, few, batch_size=5) for example in batch]
+    assert len(picked) == 12
+    assert {example.domain for example in picked} == set(DOMAINS)
+
+
+def test_state_names_the_place_and_refuses_other_data(data, settings):
+    stream = pipeline.QuestionStream(data, settings, batch_size=20)
+    state = stream.state(7)
+    assert state["samples"] == 140
+    assert stream.step_of(state) == 7
+    assert pipeline.QuestionStream(data, settings, batch_size=10).step_of(state) == 14
+    with pytest.raises(UserError, match="prompts_per_step"):
+        pipeline.QuestionStream(data, settings, batch_size=30).step_of(state)
+    with pytest.raises(UserError, match="seed"):
+        pipeline.QuestionStream(data, dataclasses.replace(settings, seed=0), batch_size=20).step_of(state)
+
+
+def test_a_domain_without_rows_is_dropped_from_the_mixture(data, settings):
+    everything = pipeline.select_rows(data, "train")
+    keep = [place for place, domain in enumerate(everything.domains) if domain != "stem"]
+    kept = dataclasses.replace(
+        everything, rows=everything.rows[keep], domains=tuple(everything.domains[place] for place in keep)
+    )
+    with pytest.warns(UserWarning, match="stem"):
+        stream = pipeline.QuestionStream(data, settings, batch_size=10, selection=kept)
+    assert "stem" not in stream.counts
+    assert sum(stream.counts.values()) == 10

@@ -1,0 +1,207 @@
+"""Asks a checkpoint about images, from the command line.
+
+    python -m vero_jax.generate FOLDER [--image chart.png ...] "How many bars are there?"
+
+`<image>` in the question marks where an image stands; without it the images stand before the text. How tokens are
+drawn comes from the folder's generation_config.json, unless an option says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vero_jax.config import DataConfig, MeshConfig, RolloutConfig, SamplingConfig
+from vero_jax.data.chat import PromptError
+from vero_jax.data.processor import Processor
+from vero_jax.errors import UserError, friendly
+from vero_jax.models.config import ModelConfig
+from vero_jax.models.policy import ModelDef
+from vero_jax.models.weights import load_params
+from vero_jax.parallel.mesh import make_mesh
+from vero_jax.parallel.sharding import param_shardings
+from vero_jax.runtime.compilation import enable_compilation_cache
+from vero_jax.sampling.engine import Engine
+from vero_jax.types import Prompt, Response
+
+TOKEN_STEP = 64
+PATCH_STEP = 256
+"""Prompts are padded to multiples of these, so that similar questions share one compiled program."""
+
+
+def answer(
+    folder: str | Path,
+    question: str,
+    images: Sequence[str | Path] = (),
+    *,
+    sampling: SamplingConfig | None = None,
+    n: int = 1,
+    max_tokens: int = 1024,
+    seed: int = 0,
+    system: str = "",
+    dtype: str | None = None,
+) -> tuple[Response, ...]:
+    """Samples answers of a checkpoint to one question, on all devices of this machine.
+
+    Args:
+      folder: a Hugging Face checkpoint.
+      images: files.
+      sampling: None takes the folder's generation_config.json.
+      max_tokens: limit of an answer.
+      dtype: of weights and activations; None is float32 on a CPU and bfloat16 elsewhere.
+
+    Raises:
+      UserError: the folder or an image cannot be used, or the question does not fit the images.
+    """
+    folder = Path(folder).expanduser()
+    processor = Processor.from_folder(folder, system_prompt=system)
+    prompt = _prompt(processor, question, images)
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    model_def = ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype)
+    # One prompt has no rows to split, so all devices share the weights.
+    mesh = make_mesh(MeshConfig(data=1, tensor=-1))
+    params = load_params(
+        folder, model_def, param_shardings(mesh, model_def.logical_axes(), model_def.abstract_params())
+    )
+    rollout = RolloutConfig(
+        groups_per_call=1,
+        prompt_buckets=(-(-len(prompt.token_ids) // TOKEN_STEP) * TOKEN_STEP,),
+        patch_buckets=(-(-len(prompt.patches) // PATCH_STEP) * PATCH_STEP,),
+    )
+    engine = Engine(
+        model_def,
+        rollout,
+        mesh,
+        stop_ids=processor.eos_ids,
+        banned_ids=processor.banned_ids,
+        decode=processor.decode,
+        pad_id=processor.pad_id,
+    )
+    ((_, group),) = engine.generate(
+        params,
+        [prompt],
+        n=n,
+        sampling=sampling or default_sampling(folder),
+        seed=seed,
+        step=0,
+        max_new_tokens=max_tokens,
+    )
+    return group.responses
+
+
+def default_sampling(folder: Path) -> SamplingConfig:
+    """What generation_config.json says; plain sampling at temperature 1 where it is absent.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return SamplingConfig()
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not values.get("do_sample", False):
+            return SamplingConfig(temperature=0.0)
+
+        def number(name: str, default: float) -> float:
+            return default if values.get(name) is None else float(values[name])
+
+        return SamplingConfig(
+            temperature=number("temperature", 1.0),
+            top_p=number("top_p", 1.0),
+            top_k=int(number("top_k", -1)) or -1,
+            min_p=number("min_p", 0.0),
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a readable generation config ({error}); mend or remove it") from error
+
+
+def _prompt(processor: Processor, question: str, images: Sequence[str | Path]) -> Prompt:
+    data = []
+    for path in images:
+        try:
+            data.append(Path(path).expanduser().read_bytes())
+        except OSError as error:
+            raise UserError(
+                f"cannot read the image {path} ({error.strerror}); give the path of an image file"
+            ) from error
+    try:
+        return processor.chat([{"role": "user", "content": question}], data)
+    except PromptError as error:
+        raise UserError(f"this question cannot be asked: {error}") from error
+
+
+def _checked(sampling: SamplingConfig, n: int, max_tokens: int) -> SamplingConfig:
+    for name, value, ok, allowed in (
+        ("--temperature", sampling.temperature, sampling.temperature >= 0, "0 or more"),
+        ("--top-p", sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+        ("--top-k", sampling.top_k, sampling.top_k >= 1 or sampling.top_k == -1, "-1 (off) or at least 1"),
+        ("--min-p", sampling.min_p, 0 <= sampling.min_p <= 1, "between 0 and 1"),
+        ("--n", n, n >= 1, "at least 1"),
+        ("--max-tokens", max_tokens, max_tokens >= 1, "at least 1"),
+    ):
+        if not ok:
+            raise UserError(f"{name} {value} must be {allowed}")
+    return sampling
+
+
+@friendly
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vero_jax.generate", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folder", help="Hugging Face checkpoint folder")
+    parser.add_argument("question")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
+    parser.add_argument("--system", default="", help="text put before the conversation")
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--min-p", type=float)
+    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--n", type=int, default=1, help="how many answers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 elsewhere")
+    args = parser.parse_args(argv)
+    folder = Path(args.folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no checkpoint folder {folder}; give the path of a Hugging Face checkpoint")
+    default = default_sampling(folder)
+
+    def pick(given: Any, otherwise: Any) -> Any:
+        return otherwise if given is None else given
+
+    sampling = SamplingConfig(
+        temperature=pick(args.temperature, default.temperature),
+        top_p=pick(args.top_p, default.top_p),
+        top_k=pick(args.top_k, default.top_k),
+        min_p=pick(args.min_p, default.min_p),
+    )
+    sampling = _checked(sampling, args.n, args.max_tokens)
+    enable_compilation_cache(DataConfig().cache_dir)
+    responses = answer(
+        folder,
+        args.question,
+        args.image,
+        sampling=sampling,
+        n=args.n,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        system=args.system,
+        dtype=args.dtype,
+    )
+    for number, response in enumerate(responses, start=1):
+        if len(responses) > 1:
+            print(f"--- answer {number} of {len(responses)}")
+        print(response.text)
+        if response.stop_reason == "length":
+            print(f"(cut at {len(response.token_ids)} tokens)", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Groups packed into rows `[prefix | branch 1 | ... | branch n]`, several groups to a row, on the host (numpy).
+
+A prompt stands in a row once for all of its responses. The output at the prompt's last token predicts the first token
+of every branch, so which output predicts which token is data: `Rows.sources` and `Rows.targets`, one entry per response
+token. Axes: B rows of a micro-batch, T tokens, P vision patches and U response tokens of a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float32, Int32
+
+from vero_jax.data.geometry import patch_geometry
+from vero_jax.errors import UserError
+from vero_jax.learning.aggregation import ResponseTokens
+from vero_jax.learning.batching import first_fit_decreasing
+from vero_jax.models.inputs import TokenInputs, VisionInputs
+from vero_jax.types import Group
+
+SMALLEST_ROW = 128
+SMALLEST_PATCHES = 64
+ROW_STEP = 64
+"""Rungs of the row ladder are multiples of this many tokens."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What the policy reads of one micro-batch."""
+
+    tokens: TokenInputs
+    vision: VisionInputs | None
+    """None when no group of the plan has an image."""
+    sources: Int32[Array, "B U"]
+    """Index in the row of the token whose output predicts this response token."""
+    targets: Int32[Array, "B U"]
+    """The response token's id."""
+    responses: ResponseTokens
+    """Which response of the row a token belongs to; masked at padding."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Signals:
+    """What the loss needs besides the policy's own log-probabilities, per response token."""
+
+    advantages: Float32[Array, "B U"]
+    sampler: Float32[Array, "B U"]
+    """Log-probabilities that the sampler reported."""
+    old: Float32[Array, "B U"] | None = None
+    """At the start of the step; None: the current ones, exactly on policy."""
+    reference: Float32[Array, "B U"] | None = None
+    """Of the reference policy; None where no KL term asks for it."""
+
+
+class Place(NamedTuple):
+    """Where one response lies: `row` and first index `start` among the row's response tokens; whose it is."""
+
+    row: int
+    start: int
+    length: int
+    group: int
+    response: int
+    number: int
+    """Its id inside the row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowPlan:
+    """Which responses go to which row; arrays are made one micro-batch at a time.
+
+    Attributes:
+      sequences, tokens: denominators: responses that count in the loss and their tokens, skipped ones included.
+      seen_sequences, seen_tokens: the same of the responses that are in the rows.
+    """
+
+    groups: tuple[Group, ...]
+    row_length: int
+    row_patches: int
+    row_responses: int
+    rows_per_micro_batch: int
+    contents: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...]
+    """For each row its (group, responses)."""
+    sequences: int
+    tokens: int
+    seen_sequences: int
+    seen_tokens: int
+    merge_size: int = 2
+
+    @property
+    def micro_batches(self) -> int:
+        return -(-len(self.contents) // self.rows_per_micro_batch)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, T, P, U), all that a compiled program depends on."""
+        return self.rows_per_micro_batch, self.row_length, self.row_patches, self.row_responses
+
+    def filled_tokens(self) -> int:
+        """Tokens in the rows, padding excluded and repeated prefixes included."""
+        return sum(
+            len(self.groups[g].prompt.token_ids) + sum(len(self.groups[g].responses[r].token_ids) for r in members)
+            for row in self.contents
+            for g, members in row
+        )
+
+    def places(self) -> Iterator[Place]:
+        """Where every response in the rows lies, rows counted over the whole plan."""
+        for number, row in enumerate(self.contents):
+            start = count = 0
+            for g, members in row:
+                for r in members:
+                    length = len(self.groups[g].responses[r].token_ids)
+                    yield Place(number, start, length, g, r, count)
+                    start, count = start + length, count + 1
+
+    def micro_batch(self, index: int) -> tuple[Rows, Signals]:
+        """The arrays of one micro-batch (numpy); rows past the last are empty."""
+        B, T, P, U = self.shape
+        rows = self.contents[index * B : (index + 1) * B]
+        tokens = TokenInputs(
+            token_ids=np.zeros((B, T), np.int32),
+            positions=np.zeros((B, T, 3), np.int32),
+            image_index=np.full((B, T), -1, np.int32),
+            groups=np.zeros((B, T), np.int32),
+            branches=np.zeros((B, T), np.int32),
+        )
+        vision = None
+        if P:
+            first = next(group.prompt.patches for group in self.groups if len(group.prompt.patches))
+            vision = VisionInputs(
+                patches=np.zeros((B, P, first.shape[1]), first.dtype),
+                coords=np.zeros((B, P, 2), np.int32),
+                sizes=np.ones((B, P, 2), np.int32),
+                segments=np.zeros((B, P), np.int32),
+            )
+        sources, targets = np.zeros((B, U), np.int32), np.zeros((B, U), np.int32)
+        # Padding belongs to the last response there could be, so that ids never fall along the row.
+        mask, ids = np.zeros((B, U), np.float32), np.full((B, U), U - 1, np.int32)
+        signals = Signals(np.zeros((B, U), np.float32), np.zeros((B, U), np.float32))
+        for b, row in enumerate(rows):
+            t = p = u = count = 0
+            for number, (g, members) in enumerate(row, start=1):
+                group = self.groups[g]
+                prompt, length = group.prompt, len(group.prompt.token_ids)
+                here = slice(t, t + length)
+                tokens.token_ids[b, here] = prompt.token_ids
+                tokens.positions[b, here] = prompt.positions
+                visual = prompt.image_index >= 0
+                tokens.image_index[b, here] = np.where(visual, prompt.image_index + p // self.merge_size**2, -1)
+                if vision is not None and len(prompt.patches):
+                    stop = p + len(prompt.patches)
+                    coords, sizes, segments = patch_geometry(prompt.grids, self.merge_size)
+                    vision.patches[b, p:stop] = prompt.patches
+                    vision.coords[b, p:stop], vision.sizes[b, p:stop] = coords, sizes
+                    vision.segments[b, p:stop] = segments + vision.segments[b].max()
+                    p = stop
+                last = t = t + length
+                tokens.groups[b, here] = number
+                for branch, r in enumerate(members, start=1):
+                    response = group.responses[r]
+                    n = len(response.token_ids)
+                    here, inside = slice(t, t + n), slice(u, u + n)
+                    tokens.token_ids[b, here] = response.token_ids
+                    tokens.positions[b, here] = (prompt.next_position + np.arange(n))[:, None]
+                    tokens.groups[b, here] = number
+                    tokens.branches[b, here] = branch
+                    sources[b, inside] = np.concatenate([[last - 1], np.arange(t, t + n - 1)])
+                    targets[b, inside] = response.token_ids
+                    mask[b, inside], ids[b, inside] = 1, count
+                    signals.sampler[b, inside] = response.logprobs
+                    if group.advantages is not None:
+                        signals.advantages[b, inside] = group.advantages[r]
+                    t, u, count = t + n, u + n, count + 1
+        return Rows(tokens, vision, sources, targets, ResponseTokens(mask, ids, U)), signals
+
+
+def pack_rows(
+    groups: Sequence[Group],
+    *,
+    row_length: int,
+    row_patches: int,
+    rows_per_micro_batch: int = 1,
+    skip_zero_advantage: bool = True,
+    mask_truncated: bool = False,
+    merge_size: int = 2,
+) -> RowPlan:
+    """Plans the rows of a mini-batch.
+
+    Out of the loss altogether (rows and denominators): responses without tokens, responses whose score is missing, and
+    with `mask_truncated` those that hit the length limit. Out of the rows but in the denominators: responses whose
+    advantage is exactly zero, if `skip_zero_advantage`; their gradient is zero in every policy loss, so the mini-batch's
+    gradient is the same, but an entropy or KL term needs them.
+
+    A group is one piece if its branches fit a row, else pieces that repeat the prefix. Pieces go to rows first-fit by
+    falling size. All rows have the same shape: of the lengths row_length, row_length / 2, row_length / 4, ... the one
+    that needs the fewest padded tokens (the longer of two equal ones), likewise patches and response tokens.
+
+    Args:
+      row_length, row_patches: the most tokens and vision patches of a row.
+      rows_per_micro_batch: rows that are computed together, over all devices.
+      merge_size: patches along one side of a merged visual token.
+
+    Raises:
+      UserError: a prompt with one of its responses, or a prompt's images, do not fit a row.
+    """
+    pieces: list[tuple[int, tuple[int, ...]]] = []
+    sizes: list[tuple[int, int]] = []
+    sequences = tokens = seen_sequences = seen_tokens = 0
+    for g, group in enumerate(groups):
+        prefix, patches = len(group.prompt.token_ids), len(group.prompt.patches)
+        kept = []
+        for r, response in enumerate(group.responses):
+            length = len(response.token_ids)
+            missing = bool(group.scores) and group.scores[r].missing is not None
+            if length == 0 or missing or (mask_truncated and response.stop_reason == "length"):
+                continue
+            sequences, tokens = sequences + 1, tokens + length
+            if skip_zero_advantage and group.advantages is not None and group.advantages[r] == 0:
+                continue
+            seen_sequences, seen_tokens = seen_sequences + 1, seen_tokens + length
+            if prefix + length > row_length:
+                raise UserError(
+                    f"question {group.prompt.example.id!r}: a prompt of {prefix} tokens with a response of {length} "
+                    f"does not fit actor.row_length={row_length}; raise it or lower rollout.max_response_length"
+                )
+            kept.append(r)
+        if not kept:
+            continue
+        if patches > row_patches:
+            raise UserError(
+                f"question {group.prompt.example.id!r}: {patches} vision patches do not fit "
+                f"actor.row_patches={row_patches}; raise it or lower data.max_pixels"
+            )
+        lengths = [(len(group.responses[r].token_ids),) for r in kept]
+        for part in first_fit_decreasing(lengths, (row_length - prefix,)):
+            pieces.append((g, tuple(kept[i] for i in part)))
+            sizes.append((prefix + sum(lengths[i][0] for i in part), patches))
+    length, bins = _choose_length(sizes, row_length, row_patches, rows_per_micro_batch)
+    responses = [
+        sum(len(groups[pieces[i][0]].responses[r].token_ids) for i in items for r in pieces[i][1]) for items in bins
+    ]
+    return RowPlan(
+        groups=tuple(groups),
+        row_length=length,
+        row_patches=_rung(
+            max((sum(sizes[i][1] for i in items) for items in bins), default=0),
+            _ladder(row_patches, SMALLEST_PATCHES, merge_size**2),
+        ),
+        row_responses=_rung(max(responses, default=1), [-(-length // 4), -(-length // 2), length]),
+        rows_per_micro_batch=rows_per_micro_batch,
+        contents=tuple(tuple(pieces[i] for i in items) for items in bins),
+        sequences=sequences,
+        tokens=tokens,
+        seen_sequences=seen_sequences,
+        seen_tokens=seen_tokens,
+        merge_size=merge_size,
+    )
+
+
+def _ladder(largest: int, smallest: int, step: int) -> list[int]:
+    """largest, largest / 2, ... down to `smallest`, rounded up to multiples of `step`, in rising order."""
+    rungs = [largest]
+    while rungs[-1] > smallest:
+        rungs.append(max(-(-(rungs[-1] // 2) // step) * step, smallest))
+    return sorted(set(rungs))
+
+
+def _rung(size: int, ladder: Sequence[int]) -> int:
+    return 0 if size == 0 else next(rung for rung in sorted(ladder) if size <= rung)
+
+
+def _choose_length(
+    sizes: Sequence[tuple[int, int]], row_length: int, row_patches: int, multiple: int
+) -> tuple[int, list[list[int]]]:
+    """The rung of the row ladder with the fewest padded tokens, and the pieces of each row."""
+    longest = max((tokens for tokens, _ in sizes), default=1)
+    best: tuple[int, int, list[list[int]]] | None = None
+    for rung in reversed(_ladder(row_length, SMALLEST_ROW, ROW_STEP)):
+        if rung < longest:
+            break
+        bins = first_fit_decreasing(sizes, (rung, row_patches))
+        cost = -(-len(bins) // multiple) * multiple * rung
+        if best is None or cost < best[0]:
+            best = (cost, rung, bins)
+    if best is None:
+        raise AssertionError("the top rung is the row length, which every piece fits")
+    return best[1], best[2]

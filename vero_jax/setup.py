@@ -1,0 +1,135 @@
+"""Everything a run needs, made once from its config: data, policy folder, mesh, weights, sampler and learner."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from vero_jax.config import Config
+from vero_jax.data.mini import text_corpus
+from vero_jax.data.pipeline import QuestionStream, Selection, select_rows, validation_batches
+from vero_jax.data.prepare import PreparedData, prepare
+from vero_jax.data.processor import Processor
+from vero_jax.errors import UserError
+from vero_jax.models.build import build_policy
+from vero_jax.models.config import ModelConfig
+from vero_jax.models.policy import ModelDef, Params
+from vero_jax.models.weights import load_params
+from vero_jax.parallel.mesh import make_mesh
+from vero_jax.parallel.sharding import param_shardings
+from vero_jax.runtime.compilation import enable_compilation_cache, versions_header
+from vero_jax.runtime.run_dir import RunDir
+from vero_jax.sampling.engine import Engine
+from vero_jax.types import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """The parts of a run that never change while it goes on."""
+
+    config: Config
+    mesh: Mesh
+    folder: Path
+    """The Hugging Face folder that the policy started from."""
+    processor: Processor
+    model_def: ModelDef
+    prepared: PreparedData
+    train_rows: Selection
+    val_rows: Selection
+    engine: Engine
+
+    def params(self) -> Params:
+        """The policy's weights as in its folder, laid out over the mesh."""
+        shardings = param_shardings(self.mesh, self.model_def.logical_axes(), self.model_def.abstract_params())
+        return load_params(self.folder, self.model_def, shardings)
+
+    def questions(self, batch_size: int, start_step: int) -> QuestionStream[Prompt]:
+        """Training prompts by step (from 0), with exact domain counts in every batch."""
+        return QuestionStream(
+            self.prepared,
+            self.config.data,
+            batch_size=batch_size,
+            start_step=start_step,
+            transform=self.processor.prompt,
+            selection=self.train_rows,
+        )
+
+    def validation(self, problems: Counter[str] | None = None) -> Iterator[list[Prompt]]:
+        """All validation prompts, in lists of `trainer.val_batch`."""
+        return validation_batches(
+            self.prepared,
+            self.config.data,
+            batch_size=self.config.trainer.val_batch,
+            transform=self.processor.prompt,
+            selection=self.val_rows,
+            problems=problems,
+        )
+
+
+def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> System:
+    """Prepares the data, writes the policy folder if it is to be built, and compiles nothing yet.
+
+    Raises:
+      UserError: data, policy folder, mesh or limits do not fit; one sentence says which.
+    """
+    enable_compilation_cache(config.data.cache_dir)
+    say(versions_header())
+    mesh = make_mesh(config.mesh)
+    prepared = prepare(config.data.source, config.data, say=say)
+    folder = policy_folder(config, run, say)
+    processor = Processor.from_folder(
+        folder,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+        system_prompt=config.data.system_prompt,
+        background=config.data.background,
+        max_prompt_length=config.data.max_prompt_length,
+    )
+    model_def = ModelDef(
+        ModelConfig.from_folder(folder),
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype,
+        remat=config.model.remat,
+    )
+    selections = []
+    for split in (config.data.train_split, config.data.val_split):
+        selection = select_rows(prepared, split, judge=config.reward.judge, processor=processor)
+        say(str(selection))
+        selections.append(selection)
+    engine = Engine(
+        model_def,
+        config.rollout,
+        mesh,
+        stop_ids=processor.eos_ids,
+        banned_ids=processor.banned_ids,
+        decode=processor.decode,
+        pad_id=processor.pad_id,
+    )
+    millions = model_def.num_params() / 1e6
+    say(f"policy: {millions:.1f} M parameters from {folder}, on {mesh.size} {jax.devices()[0].platform} device(s)")
+    return System(config, mesh, folder, processor, model_def, prepared, selections[0], selections[1], engine)
+
+
+def policy_folder(config: Config, run: RunDir, say: Callable[[str], None]) -> Path:
+    """The folder of `model.path`; for "build", `<run>/policy`, written now unless a resumed run has it already."""
+    if config.model.path != "build":
+        folder = Path(config.model.path).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"model.path={config.model.path!r} is no folder; give a Hugging Face folder, or build")
+        return folder
+    folder = run.path / "policy"
+    recipe = folder / "built_from.json"
+    wanted = json.dumps({"build": dataclasses.asdict(config.model.build), "seed": config.seed}, sort_keys=True)
+    if recipe.is_file() and recipe.read_text() == wanted:
+        return folder
+    say(f"building a new policy in {folder}")
+    corpus = text_corpus(config.data.mini.seed) if config.model.build.tokenizer == "mini" else ()
+    build_policy(folder, config.model.build, seed=config.seed, corpus=corpus)
+    recipe.write_text(wanted)
+    return folder
