@@ -100,8 +100,15 @@ class AlgorithmConfig:
     """Advantages and KL (spec names follow verl)."""
 
     adv_estimator: Literal[
-        "grpo", "grpo_vectorized", "grpo_passk", "dr_grpo", "rloo", "opo", "reinforce_plus_plus",
-        "reinforce_plus_plus_baseline", "gpg"
+        "grpo",
+        "grpo_vectorized",
+        "grpo_passk",
+        "dr_grpo",
+        "rloo",
+        "opo",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+        "gpg",
     ] = "grpo"
     norm_adv_by_std: bool = True
     kl_in_reward: bool = False

@@ -5,24 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int32
 
 from vero_jax.config import Config
 from vero_jax.data.mini import text_corpus
 from vero_jax.data.pipeline import QuestionStream, Selection, select_rows, validation_batches
 from vero_jax.data.prepare import PreparedData, prepare
 from vero_jax.data.processor import Processor
+from vero_jax.data.solutions import reference_solution
 from vero_jax.errors import UserError
+from vero_jax.learning.supervised import SupervisedLearner
+from vero_jax.learning.update import Learner
 from vero_jax.models.build import build_policy
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.policy import ModelDef, Params
 from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.sharding import param_shardings
+from vero_jax.rewards.pool import RewardPool
 from vero_jax.runtime.compilation import enable_compilation_cache, versions_header
 from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
@@ -49,6 +55,46 @@ class System:
         shardings = param_shardings(self.mesh, self.model_def.logical_axes(), self.model_def.abstract_params())
         return load_params(self.folder, self.model_def, shardings)
 
+    def learner(self) -> Learner:
+        """The policy's updates in reinforcement."""
+        config = self.config
+        return Learner.for_model(
+            self.model_def,
+            config.actor,
+            config.optim,
+            self.mesh,
+            max_response_length=config.rollout.max_response_length,
+            temperature=config.rollout.sampling.temperature,
+            attention_block=config.rollout.attention_block,
+            vocab_block=config.rollout.vocab_block,
+            total_steps=config.trainer.steps,
+            freeze_vision=config.model.freeze_vision,
+        )
+
+    def teacher(self) -> SupervisedLearner:
+        """The policy's updates in the cold start."""
+        config = self.config
+        return SupervisedLearner.for_model(
+            self.model_def,
+            config.cold_start,
+            config.optim,
+            self.mesh,
+            row_length=config.actor.row_length,
+            row_patches=config.actor.row_patches,
+            rows_per_micro_batch=config.actor.rows_per_micro_batch,
+            attention_block=config.rollout.attention_block,
+            vocab_block=config.rollout.vocab_block,
+            freeze_vision=config.model.freeze_vision,
+        )
+
+    def reward_pool(self) -> RewardPool:
+        """Worker processes for the rewards; a context manager."""
+        return RewardPool(
+            self.config.reward,
+            max_response_length=self.config.rollout.max_response_length,
+            coordinates=self.config.data.coordinates,
+        )
+
     def questions(self, batch_size: int, start_step: int) -> QuestionStream[Prompt]:
         """Training prompts by step (from 0), with exact domain counts in every batch."""
         return QuestionStream(
@@ -59,6 +105,17 @@ class System:
             transform=self.processor.prompt,
             selection=self.train_rows,
         )
+
+    def solved(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Int32[np.ndarray, "R"]]]:
+        """(prompt, solution ids with the stop id) of the prompts that have a solution which fits the limits."""
+        pairs = []
+        for prompt in prompts:
+            text = reference_solution(prompt, self.config.data.coordinates)
+            if text:
+                ids = self.processor.encode_response(text)
+                if len(ids) <= self.config.rollout.max_response_length:
+                    pairs.append((prompt, ids))
+        return pairs
 
     def validation(self, problems: Counter[str] | None = None) -> Iterator[list[Prompt]]:
         """All validation prompts, in lists of `trainer.val_batch`."""

@@ -11,31 +11,37 @@ import dataclasses
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vero_jax.config import Config
 from vero_jax.config_loader import help_text, load_config
 from vero_jax.convert import export_hf
 from vero_jax.errors import friendly
 from vero_jax.learning.advantages import add_advantages
+from vero_jax.learning.kl import KLController
 from vero_jax.learning.metrics import group_metrics
+from vero_jax.learning.update import TrainState
+from vero_jax.models.policy import Params
 from vero_jax.rewards.pool import RewardPool
-from vero_jax.rollout import Rollout, check_missing, rollout
-from vero_jax.runtime.checkpoint import CheckpointMeta, Checkpoints, abstract_like
+from vero_jax.rollout import check_missing, rollout
+from vero_jax.runtime.checkpoint import CheckpointMeta, Checkpoints
 from vero_jax.runtime.compilation import devices_line
 from vero_jax.runtime.curves import plot_run
 from vero_jax.runtime.metrics import MetricsLog
-from vero_jax.runtime.pages import write_index, write_step_page
+from vero_jax.runtime.pages import write_index, write_sample_page
 from vero_jax.runtime.progress import Progress
 from vero_jax.runtime.run_dir import RunDir, fingerprint, open_run
 from vero_jax.runtime.signals import StopRequest, resume_hint
 from vero_jax.runtime.summary import Accuracy, Summary, closing_lines, write_summary
 from vero_jax.setup import System, build_system
-from vero_jax.validation import Validation, validate
+from vero_jax.types import Group, Prompt
+from vero_jax.validation import accuracy_of, validate
 
 
 @friendly
@@ -51,18 +57,300 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = stack.enter_context(open_run(config))
         stop = stack.enter_context(StopRequest(progress.say))
         system = build_system(config, run, progress.say)
-        rewards = stack.enter_context(
-            RewardPool(
-                config.reward,
-                max_response_length=config.rollout.max_response_length,
-                coordinates=config.data.coordinates,
-            )
-        )
+        rewards = stack.enter_context(system.reward_pool())
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, keep=config.trainer.keep_checkpoints))
         recipe = Recipe(config, run, system, rewards, checkpoints, progress, stop)
         with recipe:
-            complete = recipe.run_all()
-    if not complete:
-        print(resume_hint(" ".join(["python -m vero_jax.train", *argv]), recipe.position.step))
-        return stop.exit_code
-    return 0
+            lines = recipe.train()
+    print("\n".join(lines) if lines else resume_hint(" ".join(["python -m vero_jax.train", *argv]), recipe.at.step))
+    return 0 if lines else stop.exit_code
+
+
+@dataclasses.dataclass
+class Position:
+    """How far a run has come; all of it goes into every checkpoint."""
+
+    phase: str = "cold_start"
+    phase_step: int = 0
+    """Steps of the phase that are done."""
+    step: int = 0
+    """Steps of all phases that are done."""
+    results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What validations measured, by stage."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Recipe:
+    """One run of the recipe: its state, and the phases in their order."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDir,
+        system: System,
+        rewards: RewardPool,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.run, self.system, self.rewards = config, run, system, rewards
+        self.checkpoints, self.progress, self.stop = checkpoints, progress, stop
+        self.learner, self.teacher = system.learner(), system.teacher()
+        self.at = Position(phase="cold_start" if config.cold_start.steps else "reinforcement")
+        self.kl = KLController.from_config(config.algorithm)
+        self.needs_reference = self.learner.needs_reference or config.algorithm.kl_in_reward
+        self.state, self.reference, metrics_position = self._begin()
+        self.log = MetricsLog(run, config, metrics_position)
+
+    def train(self) -> list[str]:
+        """Everything in its order. Returns the closing lines, or none when the run was told to stop."""
+        self.measure("before", enabled=self.config.trainer.val_before)
+        if self.at.phase == "cold_start":
+            if not self.cold_start():
+                return []
+            self.measure("after_cold_start")
+            self.enter_reinforcement()
+        if not self.reinforce():
+            return []
+        self.measure("final")
+        return self.finish()
+
+    def cold_start(self) -> bool:
+        """Supervised steps on the reference solutions. False when told to stop."""
+        config = self.config.cold_start
+        self.progress.phase("cold_start", config.steps, self.at.phase_step)
+        with self.system.questions(config.batch_size, self.at.phase_step) as questions:
+            for step in range(self.at.phase_step + 1, config.steps + 1):
+                if self.stop.agreed():
+                    return self._save_and_stop()
+                with self._timed("cold_start"):
+                    pairs = self.system.solved(questions.batch(step - 1))
+                    self.state, metrics = self.teacher.step(self.state, pairs, step)
+                self._advance(step)
+                if step % config.log_every == 0 or step == config.steps:
+                    self.log.log(step, metrics, phase="cold_start")
+                self.progress.step({"loss": metrics["cold_start/loss"], "lr": metrics["cold_start/lr"]})
+                if self._due(self.config.trainer.save_every, self.at.step):
+                    self.save()
+        return True
+
+    def enter_reinforcement(self) -> None:
+        """A new phase begins with fresh optimizer moments; the policy as it is now is the reference of any KL term."""
+        self.state = self.learner.init_state(self.state.params)
+        if self.needs_reference:
+            self.reference = jax.tree.map(jnp.copy, self.state.params)
+        self.at.phase, self.at.phase_step = "reinforcement", 0
+
+    def reinforce(self) -> bool:
+        """The steps of reinforcement. False when told to stop."""
+        trainer = self.config.trainer
+        self.progress.phase("reinforcement", trainer.steps, self.at.phase_step)
+        with self.system.questions(trainer.prompts_per_step, self.at.phase_step) as questions:
+            for step in range(self.at.phase_step + 1, trainer.steps + 1):
+                if self.stop.agreed():
+                    return self._save_and_stop()
+                with self._timed("reinforcement"):
+                    groups, metrics = self.reinforcement_step(step, questions.batch(step - 1))
+                self._advance(step)
+                self._report(step, groups, metrics)
+                if self._due(trainer.val_every, step) and step < trainer.steps:
+                    self.measure(f"step_{step:06d}")
+                    self.progress.phase("reinforcement", trainer.steps, step)
+                if self._due(trainer.save_every, step):
+                    self.save()
+        return True
+
+    def reinforcement_step(self, step: int, prompts: Sequence[Prompt]) -> tuple[list[Group], dict[str, float]]:
+        """One step: sample a group per question, score, compare inside the groups, update."""
+        config, start = self.config, time.perf_counter()
+        rolled = rollout(
+            self.system.engine,
+            self.rewards,
+            self.state.params,
+            prompts,
+            n=config.rollout.n,
+            sampling=config.rollout.sampling,
+            seed=config.seed,
+            step=step,
+            max_new_tokens=config.rollout.max_response_length,
+            coordinates=config.data.coordinates,
+        )
+        check_missing(rolled, config.reward.max_missing_share, step)
+        sampled = time.perf_counter()
+        penalties, kl_metrics = self._kl_penalties(rolled.groups)
+        groups = add_advantages(rolled.groups, config.algorithm, penalties=penalties)
+        compared = time.perf_counter()
+        self.state, metrics = self.learner.step(self.state, groups, step, reference=self.reference, seed=config.seed)
+        done = time.perf_counter()
+        metrics |= kl_metrics | group_metrics(
+            groups,
+            max_response_length=config.rollout.max_response_length,
+            max_prompt_length=config.data.max_prompt_length,
+        )
+        tokens = rolled.response_tokens + sum(len(group.prompt.token_ids) for group in groups)
+        metrics |= {
+            "training/global_step": step,
+            "timing_s/gen": rolled.gen_s,
+            "timing_s/reward": rolled.reward_s,
+            "timing_s/adv": compared - sampled,
+            "timing_s/update_actor": done - compared,
+            "timing_s/step": done - start,
+            "timing_per_token_ms/gen": 1e3 * rolled.gen_s / max(rolled.response_tokens, 1),
+            "timing_per_token_ms/update_actor": 1e3 * (done - compared) / max(tokens, 1),
+            "perf/total_num_tokens": tokens,
+            "perf/time_per_step": done - start,
+            "perf/throughput": tokens / (done - start) / self.system.mesh.size,
+        }
+        return groups, metrics
+
+    def measure(self, name: str, *, enabled: bool = True) -> None:
+        """Validates once per stage; a resumed run does not measure again what its checkpoint knows."""
+        if not enabled or name in self.at.results:
+            return
+        stage = name if name in ("before", "after_cold_start", "final") else "during"
+        problems: Counter[str] = Counter()
+        self.progress.say(f"validation ({name})")
+        with self._timed("validation"):
+            start = time.perf_counter()
+            measured = validate(
+                self.config,
+                self.system.engine,
+                self.rewards,
+                self.state.params,
+                self.system.validation(problems),
+                self.run,
+                name=name,
+                step=self.at.phase_step,
+            )
+            seconds = time.perf_counter() - start
+        self.at.results[name] = measured.to_json()
+        step = self.at.phase_step if self.at.phase == "reinforcement" else 0
+        self.log.log(step, {"stage": stage, **measured.metrics, "timing_s/testing": seconds}, phase="validation")
+        self.progress.say(f"  {measured}" + "".join(f"; {count} left out: {why}" for why, count in problems.items()))
+
+    def save(self) -> None:
+        """Hands parameters, optimizer, position and results to Orbax, which writes them meanwhile."""
+        at = self.at
+        meta = CheckpointMeta(
+            step=at.step,
+            phase=at.phase,
+            phase_step=at.phase_step,
+            seed=self.config.seed,
+            data_position=at.phase_step,
+            metrics_position=self.log.position,
+            fingerprint=fingerprint(self.config),
+            kl_controller={"coef": self.kl.coef},
+            seconds=at.seconds,
+            results=at.results,
+        )
+        self.checkpoints.save(at.step, self._saved(self.state, self.reference), meta)
+
+    def finish(self) -> list[str]:
+        """Last checkpoint, export, curves and summary."""
+        self.save()
+        self.checkpoints.wait()
+        if self.config.trainer.export:
+            shutil.rmtree(self.run.export, ignore_errors=True)  # of an earlier, shorter run of the same folder
+            export_hf(self.state.params, self.system.model_def, self.system.folder, self.run.export)
+        self.log.close()
+        plot_run(self.run.path, self.run.curves)
+        summary = Summary(
+            config=self.config,
+            sampled=_accuracies(self.at.results, "sampled"),
+            greedy=_accuracies(self.at.results, "greedy"),
+            steps=self.at.phase_step,
+            seconds=self.at.seconds,
+            device=devices_line(),
+            extra={
+                "blind_changed": {name: result.get("blind_changed") for name, result in self.at.results.items()},
+                "questions": {
+                    "train": str(self.system.train_rows),
+                    "validation": str(self.system.val_rows),
+                },
+            },
+        )
+        write_summary(self.run, summary)
+        return list(closing_lines(self.run, summary))
+
+    def _begin(self) -> tuple[TrainState, Params | None, int | None]:
+        """The state to start from: the newest checkpoint's, or the policy folder's weights."""
+        abstract = self.learner.abstract_state()
+        found = None
+        if self.run.resuming:
+            reference = abstract.params if self.needs_reference else None
+            found = self.checkpoints.restore_latest(self._saved(abstract, reference), fingerprint(self.config))
+        if found is None:
+            state = self.learner.init_state(self.system.params())
+            return state, jax.tree.map(jnp.copy, state.params) if self.needs_reference else None, None
+        saved, meta = found
+        self.at = Position(meta.phase, meta.phase_step, meta.step, dict(meta.results), dict(meta.seconds))
+        if self.at.phase_step < self.config.trainer.steps:
+            self.at.results.pop("final", None)  # a run that goes on is measured again at its new end
+        self.kl = dataclasses.replace(self.kl, coef=meta.kl_controller["coef"])
+        self.run.cut_after(meta.phase_step if meta.phase == "reinforcement" else 0)
+        self.progress.say(f"resuming from the checkpoint at {meta.phase.replace('_', ' ')} step {meta.phase_step}")
+        return saved["state"], saved.get("reference"), meta.metrics_position
+
+    def _saved(self, state: Any, reference: Any) -> dict[str, Any]:
+        return {"state": state} if reference is None else {"state": state, "reference": reference}
+
+    def _advance(self, step: int) -> None:
+        self.at.phase_step, self.at.step = step, self.at.step + 1
+
+    def _save_and_stop(self) -> bool:
+        self.save()
+        self.checkpoints.wait()
+        return False
+
+    def _due(self, every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _kl_penalties(self, groups: Sequence[Group]) -> tuple[list[Any] | None, dict[str, float]]:
+        """What the KL to the reference takes off each response's score (KL in the reward only)."""
+        algorithm = self.config.algorithm
+        if not algorithm.kl_in_reward or self.reference is None:
+            return None, {}
+        sums, mean = self.learner.response_kl(self.state.params, self.reference, groups, algorithm.kl_penalty)
+        coef, responses = self.kl.coef, sum(len(group.responses) for group in groups)
+        self.kl = self.kl.updated(mean, responses)
+        metrics = {"actor/reward_kl_penalty": mean, "actor/reward_kl_penalty_coeff": coef}
+        return [coef * part for part in sums], metrics
+
+    def _report(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
+        trainer = self.config.trainer
+        if step % trainer.log_every == 0 or step == trainer.steps:
+            self.log.log(step, metrics)
+        accuracy = accuracy_of(groups).overall
+        formats = [score.format for group in groups for score in group.scores if score.missing is None]
+        self.progress.step(
+            {
+                "reward": metrics["critic/score/mean"],
+                "accuracy": accuracy,
+                "format": sum(formats) / max(len(formats), 1),
+                "length": metrics["response_length/mean"],
+                "tokens/s": metrics["perf/throughput"],
+            }
+        )
+        if self._due(trainer.samples_every, step) or step == 1 or step == trainer.steps:
+            write_sample_page(self.run.sample_page(step), groups, step=step, run_name=self.config.name)
+            write_index(self.run.samples, self.config.name)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.at.seconds[name] = self.at.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def __enter__(self) -> Recipe:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.log.close()
+
+
+def _accuracies(results: Mapping[str, Mapping[str, Any]], mode: str) -> dict[str, Accuracy]:
+    return {name: Accuracy(result[mode]) for name, result in results.items() if result.get(mode)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

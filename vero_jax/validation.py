@@ -33,6 +33,22 @@ class Validation:
     """Share of greedy answers that change when the images are blanked; near 0 means that the pictures are not used."""
     metrics: dict[str, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """Accuracy by domain, for the checkpoint and the summary."""
+        return {
+            "sampled": dict(self.sampled.domains),
+            "greedy": None if self.greedy is None else dict(self.greedy.domains),
+            "blind_changed": self.blind_changed,
+        }
+
+    def __str__(self) -> str:
+        text = f"accuracy {self.sampled.overall:.3f} sampled"
+        if self.greedy is not None:
+            text += f", {self.greedy.overall:.3f} greedy"
+        if self.blind_changed is not None:
+            text += f"; without its image {self.blind_changed:.0%} of the answers change"
+        return text
+
 
 def validate(
     config: Config,
@@ -76,7 +92,9 @@ def validate(
             )
             check_missing(rolled, config.reward.max_missing_share, step)
             # The pixels have done their work; a large validation set must not pile them up.
-            groups[mode] += [dataclasses.replace(group, prompt=_without_pixels(group.prompt)) for group in rolled.groups]
+            groups[mode] += [
+                dataclasses.replace(group, prompt=_without_pixels(group.prompt)) for group in rolled.groups
+            ]
     lines = [json.dumps(record, ensure_ascii=False) for mode in groups for record in _records(groups[mode], mode, step)]
     atomic_write(run.validation_file(name), "\n".join(lines) + "\n")
     return _summarise(groups)

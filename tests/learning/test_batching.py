@@ -75,7 +75,7 @@ def test_short_prompts_are_padded_on_the_left_and_long_ones_refused():
     ids, mask = fit_prompt(np.array([[3, 4]]), np.ones((1, 2), int), 4, 9, "error")
     assert ids.tolist() == [[9, 9, 3, 4]]
     assert mask.tolist() == [[0, 0, 1, 1]]
-    with pytest.raises(UserError, match="5 tokens is longer than the limit 4"):
+    with pytest.raises(UserError, match="5 tokens is longer than 4"):
         fit_prompt(np.ones((1, 5), int), np.ones((1, 5), int), 4, 0, "error")
 
 

@@ -219,8 +219,10 @@ def test_masked_values_and_empty_responses_never_matter(name):
 
     def run(fill):
         arrays = [jnp.where(mask > 0, a, fill) for a in (logprobs, old, advantages)]
+
         def loss(lp):
             return policy_loss(LossInputs(lp, arrays[1], arrays[2], tokens, totals, key=jax.random.key(0)), config).loss
+
         return jax.value_and_grad(loss)(arrays[0])
 
     clean, gradient = run(0.0)

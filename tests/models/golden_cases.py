@@ -63,7 +63,11 @@ class Case:
         recorded = {key.removeprefix(prefix): value for key, value in self.io.items() if key.startswith(prefix)}
         source = recorded
         # The same pictures in another batch are recorded once.
-        if pixels_from := self.meta["gen_pixels_from"] if name == "gen" else self.meta["batches"][name].get("pixels_from"):
+        if (
+            pixels_from := self.meta["gen_pixels_from"]
+            if name == "gen"
+            else self.meta["batches"][name].get("pixels_from")
+        ):
             prefix = pixels_from + "."
             source = {key.removeprefix(prefix): value for key, value in self.io.items() if key.startswith(prefix)}
         ids, mask = recorded["input_ids"], recorded["attention_mask"].astype(bool)
@@ -97,7 +101,9 @@ class Case:
         longest = max(len(row[0]) for row in joined)
         # Four patches of padding more than anyone needs, so that padding is always there.
         padded = [
-            np.stack([np.pad(row[i], [(0, longest + 4 - len(row[i]))] + [(0, 0)] * (row[i].ndim - 1)) for row in joined])
+            np.stack(
+                [np.pad(row[i], [(0, longest + 4 - len(row[i]))] + [(0, 0)] * (row[i].ndim - 1)) for row in joined]
+            )
             for i in range(4)
         ]
         return index, VisionInputs(*padded)

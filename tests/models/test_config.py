@@ -70,7 +70,13 @@ def test_all_missing_keys_are_named_at_once() -> None:
     del raw["tie_word_embeddings"]
     with pytest.raises(UserError) as error:
         ModelConfig.from_hf(raw, where="some/config.json")
-    for name in ("some/config.json", "text_config.head_dim", "rope_theta", "vision_config.depth", "tie_word_embeddings"):
+    for name in (
+        "some/config.json",
+        "text_config.head_dim",
+        "rope_theta",
+        "vision_config.depth",
+        "tie_word_embeddings",
+    ):
         assert name in str(error.value)
 
 
@@ -112,7 +118,7 @@ def test_what_cannot_be_run_is_refused(section: str, key: str, value: Any, messa
 def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         ModelConfig.from_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="config.json is missing"):
+    with pytest.raises(UserError, match=r"config\.json is missing"):
         ModelConfig.from_folder(tmp_path)
     (tmp_path / "config.json").write_text("{ not json")
     with pytest.raises(UserError, match="not valid JSON"):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-
 from conftest import golden_dir
 
 from vero_jax.models.head import choose_tokens, token_logprobs

@@ -12,9 +12,12 @@ import pytest
 from golden_cases import masked_attend
 from tiny_vl import tiny_config, vision_inputs
 
+from vero_jax.config import MeshConfig
 from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.vision import normalise_patches, pixel_table
+from vero_jax.parallel.mesh import make_mesh
+from vero_jax.parallel.sharding import param_shardings, row_sharding
 
 CONFIG = tiny_config()
 MODEL = ModelDef(CONFIG)
@@ -101,7 +104,9 @@ def test_text_alone_gives_the_vision_tower_a_gradient_of_zero(params: Any) -> No
 
 def test_every_parameter_has_a_gradient(params: Any) -> None:
     _, gradients = value_and_grad(params, IMAGES, PLACES)
-    without = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.any(g)]
+    without = [
+        jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.any(g)
+    ]
     # A constant added to all keys of a head moves no softmax.
     assert [path for path in without if not path.endswith("['k']['bias']")] == []
 
@@ -120,7 +125,7 @@ def test_recomputation_changes_no_number(params: Any) -> None:
 def test_bytes_are_looked_up_per_channel() -> None:
     vision = dataclasses.replace(CONFIG.vision, image_mean=(0.1, 0.2, 0.3), image_std=(0.4, 0.5, 0.6))
     raw = np.random.default_rng(0).integers(0, 256, (2, 3, vision.patch_elements), np.uint8)
-    values = np.asarray(normalise_patches(raw, vision)).reshape(2, 3, 3, -1)
+    values = np.asarray(normalise_patches(jnp.asarray(raw), vision)).reshape(2, 3, 3, -1)
     by_channel = raw.reshape(2, 3, 3, -1)
     for channel in range(3):
         expected = (by_channel[:, :, channel] / 255 - vision.image_mean[channel]) / vision.image_std[channel]
@@ -147,7 +152,7 @@ def test_activations_have_the_chosen_type(params: Any) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(features)} == {jnp.dtype("bfloat16")}
     hidden = jax.eval_shape(
         lambda params: half.bind(params).decode(
-            half.bind(params).embed(jnp.zeros((2, 12), jnp.int32), features, PLACES),
+            half.bind(params).embed(jnp.zeros((2, 12), jnp.int32), features, jnp.asarray(PLACES)),
             jnp.zeros((2, 12, 3), jnp.int32),
             masked_attend(np.ones((2, 12), bool)),
             None,
@@ -187,3 +192,18 @@ def test_new_parameters_depend_on_the_seed_alone() -> None:
     assert jax.tree.map(lambda x: (x.shape, x.dtype), first) == jax.tree.map(
         lambda x: (x.shape, x.dtype), MODEL.abstract_params()
     )
+
+
+def test_a_mesh_changes_no_number(params: Any) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))  # more ways than there are key-value heads
+    shardings = param_shardings(mesh, MODEL.logical_axes(), MODEL.abstract_params())
+    rows = row_sharding(mesh)
+    spread = jax.jit(jax.value_and_grad(loss), in_shardings=(shardings, rows, rows), out_shardings=(None, shardings))
+    value, gradients = spread(params, IMAGES, PLACES)
+    expected, expected_gradients = value_and_grad(params, IMAGES, PLACES)
+    assert abs(float(value) - float(expected)) <= 1e-4
+
+    def close(a: Any, b: Any) -> None:
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-5 * max(1.0, np.abs(np.asarray(b)).max())
+
+    jax.tree.map(close, gradients, expected_gradients)

@@ -97,7 +97,9 @@ def test_names_from_before_transformers_4_52_are_read(tmp_path: Path) -> None:
 
     def rename(tensors: dict[str, np.ndarray]) -> None:
         for name in list(tensors):
-            tensors[name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")] = tensors.pop(name)
+            tensors[name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")] = tensors.pop(
+                name
+            )
 
     edit(tmp_path, rename)
     assert_equal_trees(load_params(tmp_path, model_def), params)

@@ -42,7 +42,9 @@ def tiny_config(tie: bool = True) -> ModelConfig:
     )
 
 
-def vision_inputs(config: ModelConfig, grids: list[list[tuple[int, int, int]]], patches: int, seed: int = 0) -> VisionInputs:
+def vision_inputs(
+    config: ModelConfig, grids: list[list[tuple[int, int, int]]], patches: int, seed: int = 0
+) -> VisionInputs:
     """Random pictures: one list of grids per row, each row padded to a number of patches."""
     rng = np.random.default_rng(seed)
     rows = []

@@ -23,7 +23,7 @@ def _agrees(case: dict[str, Any], settings: RewardSettings) -> bool:
 
 
 def _improved_on(case: dict[str, Any]) -> bool:
-    """May the default mode differ? Only for aliases, and for numbers of which one is spelled out in a way of its own."""
+    """May the default mode differ? Only for aliases, and for numbers that the formula grammar reads as a whole."""
     name = str(case["reward_type"]).strip().lower()
     if name in ALIASES:
         return True

@@ -28,10 +28,10 @@ def test_a_truth_without_instructions_earns_nothing(truth: object) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS))
-@pytest.mark.parametrize("text", ["a", "\n\n-\n*", "<<>>", "﻿...", "-5% [x] 'y'"])
-@pytest.mark.parametrize("arguments", [{}, {"keyword": 3, "N": "x", "relation": "about", "keywords": [None]}, []])
-def test_no_check_ever_raises(name: str, text: str, arguments: object) -> None:
-    assert follows(text, {"class": name, "args": arguments}) in (True, False)
+def test_no_check_ever_raises(name: str) -> None:
+    for text in ("a", "\n\n-\n*", "<<>>", "\ufeff...", "-5% [x] 'y'"):
+        for arguments in ({}, {"keyword": 3, "N": "x", "relation": "about", "keywords": [None]}, []):
+            assert follows(text, {"class": name, "args": arguments}) in (True, False)
 
 
 def test_blank_text_follows_nothing() -> None:

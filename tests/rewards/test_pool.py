@@ -180,8 +180,9 @@ def test_the_parents_main_module_is_not_imported_by_workers(tmp_path: Path) -> N
         "from vero_jax.rewards.pool import RewardPool\n"
         "from vero_jax.rewards.settings import RewardItem\n"
         "text = '<think>a</think><answer>\\\\boxed{5}</answer>'\n"
-        "with RewardPool(RewardConfig(workers=2), max_response_length=10) as pool:\n"
-        "    print([[s.total for s in scores] for _, scores in pool.score_groups([(0, [RewardItem(text, 1, '5', 'numeric')])])])\n"
+        "with RewardPool(RewardConfig(workers=2), max_response_length=9999) as pool:\n"
+        "    [(_, scores)] = pool.score_groups([(0, [RewardItem(text, 1, '5', 'numeric')])])\n"
+        "    print([score.total for score in scores])\n"
     )
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -194,7 +195,7 @@ def test_the_parents_main_module_is_not_imported_by_workers(tmp_path: Path) -> N
         timeout=240,
         check=True,
     )
-    assert done.stdout.splitlines() == ["main runs", "[[1.0]]"]
+    assert done.stdout.splitlines() == ["main runs", "[1.0]"]
 
 
 def test_a_worker_leaves_when_its_parent_is_gone(custom: str, tmp_path: Path) -> None:

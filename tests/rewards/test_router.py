@@ -196,7 +196,8 @@ def test_hostile_answers_end_in_time(strict: bool) -> None:
 def test_importing_the_rewards_leaves_jax_out() -> None:
     code = (
         "import pkgutil, importlib, sys, vero_jax.rewards as room\n"
-        "for module in pkgutil.walk_packages(room.__path__, 'vero_jax.rewards.'): importlib.import_module(module.name)\n"
+        "for module in pkgutil.walk_packages(room.__path__, 'vero_jax.rewards.'):\n"
+        "    importlib.import_module(module.name)\n"
         "sys.exit('jax' in sys.modules or 'torch' in sys.modules or 'nltk' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -235,7 +236,7 @@ def test_a_users_own_function_scores_its_type(custom: Path) -> None:
 
 @pytest.mark.parametrize("target", ["nothing", "no_such_file.py:f", "{file}:no_such_function", "{file}:1x"])
 def test_a_wrong_target_is_one_clear_sentence(custom: Path, target: str) -> None:
-    with pytest.raises(UserError, match="reward.custom"):
+    with pytest.raises(UserError, match=r"reward\.custom"):
         load_function(target.format(file=custom))
 
 

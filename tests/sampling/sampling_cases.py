@@ -57,9 +57,10 @@ ROLLOUT = RolloutConfig(
 
 @functools.cache
 def params() -> Any:
-    """Random weights, the head's scaled so that distributions are neither flat nor certain."""
+    """Random weights; the head's are of a size that makes distributions neither flat nor certain."""
     tree = MODEL.init_params(0)
-    tree["language"]["embed"]["embedding"] = tree["language"]["embed"]["embedding"] * 20
+    embedding = np.random.default_rng(0).normal(0, 0.4, (VOCAB, CONFIG.text.hidden_size))
+    tree["language"]["embed"]["embedding"] = jnp.asarray(embedding, jnp.float32)
     return tree
 
 

@@ -8,7 +8,16 @@ import jax
 import numpy as np
 import pytest
 from sampling_cases import (
-    MODEL, ROLLOUT, STOP, engine, make_prompt, mesh, params, plain_logits, plain_logprobs, same,
+    MODEL,
+    ROLLOUT,
+    STOP,
+    engine,
+    make_prompt,
+    mesh,
+    params,
+    plain_logits,
+    plain_logprobs,
+    same,
 )  # fmt: skip
 
 from vero_jax.config import SamplingConfig
@@ -185,7 +194,18 @@ def test_prompts_that_do_not_fit_are_refused_by_name():
 def test_lost_image_tokens_are_refused():
     prompt = make_prompt(42, grids=[(1, 4, 4)])
     cut = dataclasses.replace(prompt, token_ids=prompt.token_ids[:-4], image_index=prompt.image_index[:-4] * 0 - 1)
-    with pytest.raises(UserError, match="0 image tokens.*need 4"):
+    with pytest.raises(UserError, match=r"0 image tokens.*need 4"):
         generate([cut])
-    with pytest.raises(UserError, match="12 patches.*make 16"):
+    with pytest.raises(UserError, match=r"12 patches.*make 16"):
         generate([dataclasses.replace(prompt, patches=prompt.patches[:12])])
+
+
+def test_rounding_the_weights_beforehand_changes_no_number():
+    prompts = PROMPTS[:2]
+    model_def = dataclasses.replace(MODEL, dtype="bfloat16")
+    by = Engine(model_def, ROLLOUT, mesh(), stop_ids=[STOP], banned_ids=[1, 2, 3, 4])
+    rounded = generate(prompts, by=by, limit=4)
+    assert by.guard.counts["for_sampling"] == 1
+    by._for_sampling = None
+    for index, group in generate(prompts, by=by, limit=4).items():
+        same(group, rounded[index])

@@ -43,7 +43,7 @@ def recorded_prompts(folder: Path, config: ModelConfig) -> tuple[list[Prompt], d
     for row, (ids, mask) in enumerate(zip(gen["input_ids"], gen["attention_mask"].astype(bool), strict=True)):
         ids = ids[mask]
         image_index, patches, grids, seen = np.full(len(ids), -1, np.int32), [], [], 0
-        waiting = {token: 0 for token in streams}
+        waiting = dict.fromkeys(streams, 0)
         for place, token in enumerate(ids):
             if token not in streams:
                 continue

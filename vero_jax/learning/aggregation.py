@@ -85,7 +85,7 @@ class Totals:
     """Longest possible response, the constant divisor of `seq-mean-token-sum-norm`."""
 
     @classmethod
-    def of(cls, sequences: float, tokens: float, width: float) -> Totals:
+    def of(cls, sequences: float | Array, tokens: float | Array, width: float | Array) -> Totals:
         return cls(*(jnp.asarray(value, jnp.float32) for value in (sequences, tokens, width)))
 
     @classmethod

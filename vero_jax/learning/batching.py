@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -33,11 +34,9 @@ def first_fit_decreasing(sizes: Sequence[Sequence[int]], caps: Sequence[int]) ->
     for item in order:
         if any(size > cap for size, cap in zip(sizes[item], caps, strict=True)):
             raise UserError(f"item {item} of size {tuple(sizes[item])} is larger than the limit {tuple(caps)}")
-        for number, left in enumerate(room):
-            if all(size <= free for size, free in zip(sizes[item], left, strict=True)):
-                break
-        else:
-            number = len(bins)
+        fits = (all(size <= free for size, free in zip(sizes[item], left, strict=True)) for left in room)
+        number = next((number for number, enough in enumerate(fits) if enough), len(bins))
+        if number == len(bins):
             bins.append([])
             room.append(list(caps))
         bins[number].append(item)
@@ -100,7 +99,7 @@ def equal_slices(count: int, size: int) -> list[slice]:
     """Consecutive slices of at most `size`, as equal as possible: an update never sees a tiny remainder."""
     number = max(math.ceil(count / size), 1)
     bounds = [count * i // number for i in range(number + 1)]
-    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def response_mask(response_ids: Int[np.ndarray, "S R"], stop_ids: Sequence[int]) -> Int[np.ndarray, "S R"]:
@@ -113,7 +112,11 @@ def response_mask(response_ids: Int[np.ndarray, "S R"], stop_ids: Sequence[int])
 
 
 def fit_prompt(
-    input_ids: Int[np.ndarray, "b T"], attention_mask: Int[np.ndarray, "b T"], max_length: int, pad_id: int, truncation: str
+    input_ids: Int[np.ndarray, "b T"],
+    attention_mask: Int[np.ndarray, "b T"],
+    max_length: int,
+    pad_id: int,
+    truncation: str,
 ) -> tuple[Int[np.ndarray, "b M"], Int[np.ndarray, "b M"]]:
     """Prompts of exactly `max_length` tokens: padded on the left, or cut.
 
@@ -136,7 +139,7 @@ def fit_prompt(
         head = max_length // 2
         kept = np.concatenate([np.arange(head), np.arange(length - (max_length - head), length)])
     elif truncation == "error":
-        raise UserError(f"a prompt of {length} tokens is longer than the limit {max_length}; raise the limit or drop it")
+        raise UserError(f"a prompt of {length} tokens is longer than {max_length}; raise the limit or drop it")
     else:
         raise UserError(f"unknown truncation {truncation!r}; use left, right, middle or error")
     return input_ids[:, kept], attention_mask[:, kept]

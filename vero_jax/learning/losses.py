@@ -162,9 +162,9 @@ def clip_cov(x: LossInputs, config: ActorConfig) -> LossTerms:
 
 
 def kl_cov(x: LossInputs, config: ActorConfig) -> LossTerms:
-    """KL-Cov (arXiv 2505.22617): -A rho, plus coef |log rho| at the max(1, ratio x tokens) tokens of largest covariance.
+    """KL-Cov (arXiv 2505.22617): -A rho, plus coef |log rho| at the tokens of largest covariance.
 
-    Means and choice are those of the micro-batch, as in `clip_cov`.
+    There are max(1, ratio x tokens) of them. Means and choice are those of the micro-batch, as in `clip_cov`.
     """
     log_ratio = x.logprobs - x.old
     chosen = _largest(jnp.where(x.tokens.mask > 0, _covariance(x), -jnp.inf), _share(x, config.kl_cov_ratio))

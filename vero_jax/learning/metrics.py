@@ -142,9 +142,7 @@ class MismatchSums(NamedTuple):
     largest_logprob_difference: Array
 
 
-def mismatch_sums(
-    learner: Float[Array, "B U"], sampler: Float[Array, "B U"], tokens: ResponseTokens
-) -> MismatchSums:
+def mismatch_sums(learner: Float[Array, "B U"], sampler: Float[Array, "B U"], tokens: ResponseTokens) -> MismatchSums:
     """Compares the learner's log-probabilities of the sampled tokens with those the sampler reported."""
     keep = tokens.keep
     learner, sampler = keep(learner), keep(sampler)
@@ -192,12 +190,13 @@ def mismatch_metrics(sums: MismatchSums) -> dict[str, float]:
     p_variance = max(float(sums.learner_squared) - p * p / n, 0.0)
     q_variance = max(float(sums.sampler_squared) - q * q / n, 0.0)
     scale = math.sqrt(p_variance * q_variance)
+    correlation = (float(sums.product) - p * q / n) / scale if scale > 0 else math.nan
     return {
         "training/rollout_probs_diff_valid": 1.0,
         "training/rollout_probs_diff_max": float(sums.largest_probability_difference),
         "training/rollout_probs_diff_mean": mean,
         "training/rollout_probs_diff_std": math.sqrt(variance),
-        "training/rollout_actor_probs_pearson_corr": (float(sums.product) - p * q / n) / scale if scale > 0 else math.nan,
+        "training/rollout_actor_probs_pearson_corr": correlation,
         "training/rollout_logprobs_k1": float(sums.k1) / n,
         "training/rollout_logprobs_k3": float(sums.k3) / n,
         "training/rollout_logprobs_diff_max": float(sums.largest_logprob_difference),

@@ -8,8 +8,8 @@ token. Axes: B rows of a micro-batch, T tokens, P vision patches and U response 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -122,62 +122,86 @@ class RowPlan:
     def micro_batch(self, index: int) -> tuple[Rows, Signals]:
         """The arrays of one micro-batch (numpy); rows past the last are empty."""
         B, T, P, U = self.shape
-        rows = self.contents[index * B : (index + 1) * B]
-        tokens = TokenInputs(
-            token_ids=np.zeros((B, T), np.int32),
-            positions=np.zeros((B, T, 3), np.int32),
-            image_index=np.full((B, T), -1, np.int32),
-            groups=np.zeros((B, T), np.int32),
-            branches=np.zeros((B, T), np.int32),
-        )
-        vision = None
+        tokens: dict[str, Any] = {
+            "token_ids": np.zeros((B, T), np.int32),
+            "positions": np.zeros((B, T, 3), np.int32),
+            "image_index": np.full((B, T), -1, np.int32),
+            "groups": np.zeros((B, T), np.int32),
+            "branches": np.zeros((B, T), np.int32),
+        }
+        vision: dict[str, Any] = {}
         if P:
             first = next(group.prompt.patches for group in self.groups if len(group.prompt.patches))
-            vision = VisionInputs(
-                patches=np.zeros((B, P, first.shape[1]), first.dtype),
-                coords=np.zeros((B, P, 2), np.int32),
-                sizes=np.ones((B, P, 2), np.int32),
-                segments=np.zeros((B, P), np.int32),
+            vision = {
+                "patches": np.zeros((B, P, first.shape[1]), first.dtype),
+                "coords": np.zeros((B, P, 2), np.int32),
+                "sizes": np.ones((B, P, 2), np.int32),
+                "segments": np.zeros((B, P), np.int32),
+            }
+        targets: dict[str, Any] = {
+            "sources": np.zeros((B, U), np.int32),
+            "targets": np.zeros((B, U), np.int32),
+            "mask": np.zeros((B, U), np.float32),
+            # Padding belongs to the last response there could be, so that ids never fall along the row.
+            "ids": np.full((B, U), U - 1, np.int32),
+            "advantages": np.zeros((B, U), np.float32),
+            "sampler": np.zeros((B, U), np.float32),
+        }
+        for b, row in enumerate(self.contents[index * B : (index + 1) * B]):
+            self._fill(
+                row,
+                {name: array[b] for name, array in tokens.items()},
+                {name: array[b] for name, array in vision.items()},
+                {name: array[b] for name, array in targets.items()},
             )
-        sources, targets = np.zeros((B, U), np.int32), np.zeros((B, U), np.int32)
-        # Padding belongs to the last response there could be, so that ids never fall along the row.
-        mask, ids = np.zeros((B, U), np.float32), np.full((B, U), U - 1, np.int32)
-        signals = Signals(np.zeros((B, U), np.float32), np.zeros((B, U), np.float32))
-        for b, row in enumerate(rows):
-            t = p = u = count = 0
-            for number, (g, members) in enumerate(row, start=1):
-                group = self.groups[g]
-                prompt, length = group.prompt, len(group.prompt.token_ids)
-                here = slice(t, t + length)
-                tokens.token_ids[b, here] = prompt.token_ids
-                tokens.positions[b, here] = prompt.positions
-                visual = prompt.image_index >= 0
-                tokens.image_index[b, here] = np.where(visual, prompt.image_index + p // self.merge_size**2, -1)
-                if vision is not None and len(prompt.patches):
-                    stop = p + len(prompt.patches)
-                    coords, sizes, segments = patch_geometry(prompt.grids, self.merge_size)
-                    vision.patches[b, p:stop] = prompt.patches
-                    vision.coords[b, p:stop], vision.sizes[b, p:stop] = coords, sizes
-                    vision.segments[b, p:stop] = segments + vision.segments[b].max()
-                    p = stop
-                last = t = t + length
-                tokens.groups[b, here] = number
-                for branch, r in enumerate(members, start=1):
-                    response = group.responses[r]
-                    n = len(response.token_ids)
-                    here, inside = slice(t, t + n), slice(u, u + n)
-                    tokens.token_ids[b, here] = response.token_ids
-                    tokens.positions[b, here] = (prompt.next_position + np.arange(n))[:, None]
-                    tokens.groups[b, here] = number
-                    tokens.branches[b, here] = branch
-                    sources[b, inside] = np.concatenate([[last - 1], np.arange(t, t + n - 1)])
-                    targets[b, inside] = response.token_ids
-                    mask[b, inside], ids[b, inside] = 1, count
-                    signals.sampler[b, inside] = response.logprobs
-                    if group.advantages is not None:
-                        signals.advantages[b, inside] = group.advantages[r]
-                    t, u, count = t + n, u + n, count + 1
-        return Rows(tokens, vision, sources, targets, ResponseTokens(mask, ids, U)), signals
+        signals = Signals(targets.pop("advantages"), targets.pop("sampler"))
+        responses = ResponseTokens(targets.pop("mask"), targets.pop("ids"), U)
+        return Rows(
+            TokenInputs(**tokens), VisionInputs(**vision) if P else None, responses=responses, **targets
+        ), signals
+
+    def _fill(
+        self,
+        row: Sequence[tuple[int, tuple[int, ...]]],
+        tokens: Mapping[str, np.ndarray],
+        vision: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+    ) -> None:
+        """Writes one row's groups into views of its arrays."""
+        t = p = u = count = frames = 0
+        for number, (g, members) in enumerate(row, start=1):
+            group = self.groups[g]
+            prompt = group.prompt
+            here = slice(t, t + len(prompt.token_ids))
+            tokens["token_ids"][here] = prompt.token_ids
+            tokens["positions"][here] = prompt.positions
+            offset = p // self.merge_size**2
+            tokens["image_index"][here] = np.where(prompt.image_index >= 0, prompt.image_index + offset, -1)
+            tokens["groups"][here] = number
+            if len(prompt.patches):
+                patches = slice(p, p + len(prompt.patches))
+                coords, sizes, segments = patch_geometry(prompt.grids, self.merge_size)
+                vision["patches"][patches], vision["coords"][patches] = prompt.patches, coords
+                vision["sizes"][patches], vision["segments"][patches] = sizes, segments + frames
+                p, frames = patches.stop, frames + int(segments.max())
+            t = here.stop
+            last_of_prefix = t - 1
+            for branch, r in enumerate(members, start=1):
+                response = group.responses[r]
+                n = len(response.token_ids)
+                here, inside = slice(t, t + n), slice(u, u + n)
+                tokens["token_ids"][here] = response.token_ids
+                tokens["positions"][here] = (prompt.next_position + np.arange(n))[:, None]
+                tokens["groups"][here] = number
+                tokens["branches"][here] = branch
+                targets["sources"][inside] = np.arange(t - 1, t + n - 1)
+                targets["sources"][u] = last_of_prefix
+                targets["targets"][inside] = response.token_ids
+                targets["mask"][inside], targets["ids"][inside] = 1, count
+                targets["sampler"][inside] = response.logprobs
+                if group.advantages is not None:
+                    targets["advantages"][inside] = group.advantages[r]
+                t, u, count = here.stop, inside.stop, count + 1
 
 
 def pack_rows(
@@ -194,8 +218,8 @@ def pack_rows(
 
     Out of the loss altogether (rows and denominators): responses without tokens, responses whose score is missing, and
     with `mask_truncated` those that hit the length limit. Out of the rows but in the denominators: responses whose
-    advantage is exactly zero, if `skip_zero_advantage`; their gradient is zero in every policy loss, so the mini-batch's
-    gradient is the same, but an entropy or KL term needs them.
+    advantage is exactly zero, if `skip_zero_advantage`; their gradient is zero in every policy loss, so that of the
+    mini-batch stays the same; an entropy or KL term needs them.
 
     A group is one piece if its branches fit a row, else pieces that repeat the prefix. Pieces go to rows first-fit by
     falling size. All rows have the same shape: of the lengths row_length, row_length / 2, row_length / 4, ... the one

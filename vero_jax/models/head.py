@@ -83,7 +83,7 @@ def choose_tokens(
     valid = head.shape[0] if valid_vocab is None else valid_vocab
     head = head.astype(hidden.dtype)
     inverse = _inverse(temperature)
-    amount = (jnp.asarray(temperature) > 0).astype(jnp.float32)
+    sampled = jnp.asarray(temperature) > 0
     if truncation is not None:
         block = head.shape[0]
     block = min(block, head.shape[0])
@@ -97,7 +97,8 @@ def choose_tokens(
         scores = jnp.where(allowed, logits, _NEGATIVE)
         if truncation is not None:
             scores = _truncate(scores, *truncation)
-        scores = scores + amount * gumbel(keys, position, entries)
+        # A branch, so that greedy decoding does not pay for noise, and needs no program of its own.
+        scores = jax.lax.cond(sampled, lambda x: x + gumbel(keys, position, entries), lambda x: x, scores)
         # Without the barrier XLA:CPU computes the noise once for the maximum and once more to find its place.
         scores = jax.lax.optimization_barrier(scores)
         peak = scores.max(-1)
@@ -215,11 +216,19 @@ def _truncate(logits: Float32[Array, "n V"], top_k: Any, top_p: Any, min_p: Any)
     last one kept are kept with it.
     """
     V = logits.shape[-1]
-    k = jnp.where(jnp.asarray(top_k) > 0, jnp.minimum(jnp.asarray(top_k), V), V)
-    kept = _largest_cut(logits, lambda above: above.sum(-1) >= k)
+    k = jnp.minimum(jnp.asarray(top_k), V)
+    everything = jnp.ones(logits.shape, bool)
+    # A branch skips the searches that are off: each reads the whole array 32 times.
+    kept = jax.lax.cond(
+        k > 0, lambda: _largest_cut(logits, lambda above: above.sum(-1, dtype=jnp.int32) >= k), lambda: everything
+    )
     weights = jnp.where(kept, jnp.exp(logits - logits.max(-1, keepdims=True)), 0.0)
     needed = jnp.asarray(top_p, jnp.float32) * weights.sum(-1)
-    kept &= _largest_cut(logits, lambda above: jnp.where(above, weights, 0.0).sum(-1) >= needed)
+    kept &= jax.lax.cond(
+        jnp.asarray(top_p) < 1,
+        lambda: _largest_cut(logits, lambda above: jnp.where(above, weights, 0.0).sum(-1) >= needed),
+        lambda: everything,
+    )
     kept &= weights >= jnp.asarray(min_p, jnp.float32)
     return jnp.where(kept, logits, _NEGATIVE)
 

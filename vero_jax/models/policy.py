@@ -57,8 +57,8 @@ class ModelDef:
         Args:
             shardings: a tree of shardings of the same structure, or None for the default device.
         """
-        create = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(self._module(nnx.Rngs(key)))), out_shardings=shardings)
-        return create(jax.random.key(seed))
+        create = _create if shardings is None else jax.jit(_create, static_argnums=0, out_shardings=shardings)
+        return create(self, jax.random.key(seed))
 
     def num_params(self) -> int:
         """How many numbers the parameters hold; a tied head counts once."""
@@ -72,3 +72,8 @@ class ModelDef:
 def _abstract(model_def: ModelDef) -> tuple[Any, Any]:
     module = nnx.eval_shape(lambda: model_def._module(nnx.Rngs(0)))
     return nnx.split(module)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _create(model_def: ModelDef, key: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.state(model_def._module(nnx.Rngs(key))))

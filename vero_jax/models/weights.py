@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from vero_jax.errors import UserError
 from vero_jax.models.policy import ModelDef, Params
 
-Path_ = tuple[str, ...]
+ParamPath = tuple[str, ...]
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -97,10 +97,10 @@ class Source:
         return tensor
 
 
-def sources(model_def: ModelDef) -> dict[Path_, list[Source]]:
+def sources(model_def: ModelDef) -> dict[ParamPath, list[Source]]:
     """For every parameter the tensors on disk it is made of: one, or one per layer."""
     vision = model_def.config.vision
-    found: dict[Path_, list[Source]] = {}
+    found: dict[ParamPath, list[Source]] = {}
     for path, leaf in flatten_dict(model_def.abstract_params()).items():
         entry = MODULES[".".join(path[:-1])]
         name, part, parts = (entry, 0, 1) if isinstance(entry, str) else entry
@@ -118,9 +118,9 @@ def sources(model_def: ModelDef) -> dict[Path_, list[Source]]:
     return found
 
 
-def disk_tensors(model_def: ModelDef) -> dict[str, list[tuple[Path_, Source]]]:
+def disk_tensors(model_def: ModelDef) -> dict[str, list[tuple[ParamPath, Source]]]:
     """For every tensor on disk the parameters it is made of, in the order of its parts."""
-    tensors: dict[str, list[tuple[Path_, Source]]] = {}
+    tensors: dict[str, list[tuple[ParamPath, Source]]] = {}
     for path, layers in sources(model_def).items():
         for source in layers:
             tensors.setdefault(source.name, []).append((path, source))
@@ -129,7 +129,7 @@ def disk_tensors(model_def: ModelDef) -> dict[str, list[tuple[Path_, Source]]]:
     return tensors
 
 
-def to_disk(tensors: Mapping[Path_, Any], pieces: list[tuple[Path_, Source]]) -> np.ndarray:
+def to_disk(tensors: Mapping[ParamPath, Any], pieces: list[tuple[ParamPath, Source]]) -> np.ndarray:
     """One tensor on disk from (flattened) parameters, or from their gradients, which have the same layout.
 
     Works on global arrays of several processes too, if all of them call it.
@@ -270,7 +270,7 @@ def _place(value: np.ndarray, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def _account(checkpoint: Checkpoint, wanted: Mapping[Path_, list[Source]]) -> None:
+def _account(checkpoint: Checkpoint, wanted: Mapping[ParamPath, list[Source]]) -> None:
     """Compares the names and shapes on disk with those of the config."""
     shapes = {source.name: source.shape for layers in wanted.values() for source in layers}
     names = checkpoint.names

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,12 @@ class RewardPool:
         """One worker after the other, until the pool is closed."""
         failed_starts = 0
         while True:
-            process = await self._spawn()
+            spawning = asyncio.ensure_future(self._spawn())
+            try:
+                process = await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                await _to_the_end(_end(await spawning))  # a process half made would stay behind
+                raise
             try:
                 try:
                     await asyncio.wait_for(self._greet(process), START_SECONDS)
@@ -232,7 +237,7 @@ class RewardPool:
                 self._ready.set()
                 await self._serve(process)
             finally:
-                await _end(process)
+                await _to_the_end(_end(process))
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         environment = dict(os.environ)
@@ -311,6 +316,16 @@ async def _exchange(process: asyncio.subprocess.Process, message: bytes) -> dict
     return decode(await process.stdout.readexactly(HEADER.unpack(header)[0]))
 
 
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Finishes `work` even if this task is cancelled meanwhile; the cancellation then goes on."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
 async def _end(process: asyncio.subprocess.Process) -> None:
     """Kills a worker and its children, and waits for it. An idle one has nothing to save."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -318,4 +333,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     # Reading to the end closes the pipes before the loop goes; a child that left the group may hold them open.
     with contextlib.suppress(TimeoutError, OSError):
         await asyncio.wait_for(process.communicate(), 5.0)
-    await asyncio.sleep(0)
+    if process.stdin is not None:
+        process.stdin.close()
+        with contextlib.suppress(OSError):
+            await process.stdin.wait_closed()
+    # The transport closes itself a few callbacks later; it must not outlive the loop.
+    for _ in range(10):
+        await asyncio.sleep(0)

@@ -1,0 +1,241 @@
+"""The compiled parts of an update: log-probabilities, accumulated gradients, one optimizer step; on plain trees.
+
+Nothing here knows the model or the algorithm: the policy is a function from (parameters, rows) to log-probabilities,
+the objective a function from those to a loss and sums for the metrics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int32, Key
+
+from vero_jax.learning.aggregation import AggregationMode, Totals, aggregate
+from vero_jax.learning.metrics import mismatch_sums
+from vero_jax.learning.rows import Rows, Signals
+from vero_jax.learning.schedule import clip_by_global_norm, descend
+from vero_jax.models.attention import shared_prefix_attention
+from vero_jax.models.head import token_logprobs
+from vero_jax.models.policy import ModelDef
+from vero_jax.parallel.sharding import replicated, row_sharding
+from vero_jax.parallel.trace_guard import TraceGuard
+
+Params = Any
+"""A nested dict of arrays."""
+PolicyForward = Callable[[Params, Rows], tuple[Float32[Array, "B U"], Float32[Array, "B U"]]]
+"""(parameters, rows) -> log-probability of every response token, entropy of the distribution it was drawn from."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training changes."""
+
+    params: Params
+    opt_state: Any
+    """Adam's moments, of the parameters that are trained only."""
+    step: Int32[Array, ""]
+    """Steps done."""
+    updates: Int32[Array, ""]
+    """Optimizer updates done, several per step."""
+    skipped: Int32[Array, ""]
+    """Updates left out because their gradient was not finite."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What an objective gets besides the policy's outputs."""
+
+    rows: Rows
+    signals: Signals
+    totals: Totals
+    """Denominators of the mini-batch."""
+    seen: Totals
+    """The same of the responses that are in its rows."""
+    key: Key[Array, ""] | None = None
+
+
+Sums = dict[str, Any]
+Objective = Callable[[Float32[Array, "B U"], Float32[Array, "B U"], Batch], tuple[Float[Array, ""], Sums]]
+"""(log-probabilities, entropy, batch) -> (this micro-batch's share of the loss, sums for the metrics)."""
+
+
+def model_forward(
+    model_def: ModelDef,
+    *,
+    temperature: float = 1.0,
+    attention_block: int = 512,
+    vocab_block: int = 16384,
+    valid_vocab: int | None = None,
+) -> PolicyForward:
+    """The policy of a `ModelDef`: images and prompts once per group, exact float32 log-probabilities.
+
+    Args:
+      temperature: of the sampling whose log-probabilities are meant.
+      valid_vocab: entries of the head that belong to the vocabulary; None for all.
+    """
+
+    def forward(params: Params, rows: Rows) -> tuple[Float32[Array, "B U"], Float32[Array, "B U"]]:
+        model = model_def.bind(params)
+        tokens = rows.tokens
+        features = None if rows.vision is None else model.encode_images(rows.vision)
+        image_index = None if rows.vision is None else tokens.image_index
+
+        def attend(q: Array, k: Array, v: Array, _: Any) -> tuple[Array, None]:
+            return shared_prefix_attention(q, k, v, tokens.groups, tokens.branches, attention_block), None
+
+        x = model.embed(tokens.token_ids, features, image_index)
+        hidden, _ = model.decode(x, tokens.positions, attend, None, features, image_index)
+        predicting = jax.vmap(lambda h, index: h[index])(hidden, rows.sources)
+        logprobs, entropy = token_logprobs(
+            predicting.reshape(-1, predicting.shape[-1]),
+            model.head_weight(),
+            rows.targets.reshape(-1),
+            temperature=temperature,
+            block=vocab_block,
+            valid_vocab=valid_vocab,
+        )
+        return logprobs.reshape(rows.targets.shape), entropy.reshape(rows.targets.shape)
+
+    return forward
+
+
+class Programs:
+    """The jitted functions, with shardings and donated buffers; compiled once per shape of rows.
+
+    Args:
+      params_like: the parameters, or their `ShapeDtypeStruct`s.
+      shardings: a tree of `NamedSharding` of the same structure.
+      frozen: top-level names of parameters that get no gradient, no decay and no optimizer state.
+    """
+
+    def __init__(
+        self,
+        forward: PolicyForward,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        *,
+        mesh: Mesh,
+        params_like: Params,
+        shardings: Any,
+        grad_clip: float,
+        entropy_mode: AggregationMode = "token-mean",
+        frozen: tuple[str, ...] = (),
+        guard: TraceGuard | None = None,
+        name: str = "learner",
+    ) -> None:
+        guard = guard if guard is not None else TraceGuard()
+        self.mesh = mesh
+        self.rows_sharding, whole = row_sharding(mesh), replicated(mesh)
+
+        def trained(tree: Params) -> Params:
+            return {key: None if key in frozen else part for key, part in tree.items()}
+
+        def merged(tree: Params, full: Params) -> Params:
+            return {key: full[key] if part is None else part for key, part in tree.items()}
+
+        abstract = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params_like))
+        self._abstract_params = abstract
+        gradient_shardings = trained(shardings)
+        opt_state_shardings = optax.tree_utils.tree_map_params(
+            optimizer,
+            lambda _, sharding: sharding,
+            jax.eval_shape(optimizer.init, trained(abstract)),
+            gradient_shardings,
+            transform_non_params=lambda _: whole,
+        )
+        counters: Any = (whole, whole, whole)
+        self.state_shardings = TrainState(shardings, opt_state_shardings, *counters)
+
+        def new_state(params: Params) -> TrainState:
+            return TrainState(params, optimizer.init(trained(params)), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+
+        def zeros() -> Params:
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained(abstract))
+
+        def logprobs(params: Params, batch: Batch) -> tuple[Float32[Array, "B U"], Sums]:
+            values, entropy = forward(params, batch.rows)
+            return values, policy_sums(values, entropy, batch, entropy_mode)
+
+        def accumulate(params: Params, gradients: Params, batch: Batch) -> tuple[Params, Sums]:
+            def loss(trainable: Params) -> tuple[Float[Array, ""], Sums]:
+                return objective(*forward(merged(trainable, params), batch.rows), batch)
+
+            part, sums = jax.grad(loss, has_aux=True)(trained(params))
+            return jax.tree.map(lambda total, new: total + new.astype(jnp.float32), gradients, part), sums
+
+        def apply(state: TrainState, gradients: Params, rate: Array, step: Array) -> tuple[TrainState, Array]:
+            clipped, norm = clip_by_global_norm(gradients, grad_clip)
+            finite = jnp.isfinite(norm)
+            params = trained(state.params)
+            updated = descend(params, clipped, state.opt_state, optimizer, rate)
+            # A gradient that overflowed must not reach the moments, where it would stay for hundreds of updates.
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), updated, (params, state.opt_state)
+            )
+            return TrainState(
+                params=merged(params, state.params),
+                opt_state=opt_state,
+                step=step,
+                updates=state.updates + finite,
+                skipped=state.skipped + ~finite,
+            ), norm
+
+        self._new_state = jax.jit(new_state, out_shardings=self.state_shardings)
+        self.zeros = jax.jit(zeros, out_shardings=gradient_shardings)
+        self.logprobs = jax.jit(guard.watch(f"{name}.logprobs", logprobs), out_shardings=(self.rows_sharding, whole))
+        self.accumulate = jax.jit(
+            guard.watch(f"{name}.accumulate", accumulate), out_shardings=(gradient_shardings, whole), donate_argnums=1
+        )
+        self.apply = jax.jit(
+            guard.watch(f"{name}.apply", apply), out_shardings=(self.state_shardings, whole), donate_argnums=(0, 1)
+        )
+
+    def init_state(self, params: Params) -> TrainState:
+        """A state at step 0. The parameters' own buffers are not donated and stay valid."""
+        return self._new_state(params)
+
+    def abstract_state(self) -> TrainState:
+        """The state's shapes, types and shardings, for restoring a checkpoint."""
+        shapes = jax.eval_shape(self._new_state, self._abstract_params)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.state_shardings,
+        )
+
+    def put_rows(self, tree: Any) -> Any:
+        """Host arrays with a leading row axis, split over the mesh. Every process passes the same arrays."""
+        return jax.tree.map(
+            lambda array: (
+                jax.make_array_from_callback(array.shape, self.rows_sharding, lambda index: array[index])
+                if jax.process_count() > 1
+                else jax.device_put(array, self.rows_sharding)
+            ),
+            tree,
+        )
+
+
+def policy_sums(
+    logprobs: Float32[Array, "B U"], entropy: Float32[Array, "B U"], batch: Batch, mode: AggregationMode
+) -> Sums:
+    """What is reported of a policy on sampled tokens: its entropy and its distance from the sampler."""
+    tokens = batch.rows.responses
+    mismatch = mismatch_sums(jax.lax.stop_gradient(logprobs), batch.signals.sampler, tokens)
+    return {"entropy": aggregate(entropy, tokens, mode, batch.seen), "mismatch": mismatch}
+
+
+def to_host(array: Array) -> np.ndarray:
+    """A device array as numpy on every process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -1,0 +1,193 @@
+"""Cold start: next-token cross-entropy on reference solutions, on the same rows and programs as reinforcement.
+
+A question with its solution is a group of one branch; several share a row. The loss is the mean over solution tokens of
+-log p(token), prompts excluded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int32
+
+from vero_jax.config import ColdStartConfig, OptimConfig
+from vero_jax.errors import UserError
+from vero_jax.learning.aggregation import Totals, aggregate
+from vero_jax.learning.programs import Batch, Params, PolicyForward, Programs, Sums, TrainState, model_forward
+from vero_jax.learning.rows import RowPlan, pack_rows
+from vero_jax.learning.schedule import adamw, learning_rate
+from vero_jax.models.policy import ModelDef
+from vero_jax.parallel.mesh import row_shards
+from vero_jax.parallel.sharding import param_shardings
+from vero_jax.parallel.trace_guard import TraceGuard
+from vero_jax.types import Group, Prompt, Response
+
+
+class SupervisedLearner:
+    """Turns prompts with reference solutions into a new state; its own schedule and optimizer moments.
+
+    Args:
+      forward, params_like, shardings, frozen, merge_size, guard: as for `update.Learner`.
+      config: learning rate, warm-up, decay and schedule of this stage, which ends at `config.steps`.
+      optim: betas, eps and the gradient clip.
+      row_length, row_patches, rows_per_micro_batch: as in `ActorConfig`.
+    """
+
+    def __init__(
+        self,
+        forward: PolicyForward,
+        config: ColdStartConfig,
+        optim: OptimConfig,
+        mesh: Mesh,
+        *,
+        params_like: Params,
+        shardings: Any,
+        row_length: int,
+        row_patches: int,
+        rows_per_micro_batch: int = 1,
+        frozen: tuple[str, ...] = (),
+        merge_size: int = 2,
+        guard: TraceGuard | None = None,
+    ) -> None:
+        self.config, self.mesh = config, mesh
+        self._row_length, self._row_patches = row_length, row_patches
+        self._rows_per_micro_batch = rows_per_micro_batch
+        self._merge_size = merge_size
+        self.programs = Programs(
+            forward,
+            cross_entropy,
+            adamw(optim.betas, optim.eps, config.weight_decay),
+            mesh=mesh,
+            params_like=params_like,
+            shardings=shardings,
+            grad_clip=optim.grad_clip,
+            frozen=frozen,
+            guard=guard,
+            name="supervised",
+        )
+
+    @classmethod
+    def for_model(
+        cls,
+        model_def: ModelDef,
+        config: ColdStartConfig,
+        optim: OptimConfig,
+        mesh: Mesh,
+        *,
+        row_length: int,
+        row_patches: int,
+        rows_per_micro_batch: int = 1,
+        attention_block: int = 512,
+        vocab_block: int = 16384,
+        valid_vocab: int | None = None,
+        freeze_vision: bool = False,
+        guard: TraceGuard | None = None,
+    ) -> SupervisedLearner:
+        """The cold start of a Qwen3-VL policy."""
+        params_like = model_def.abstract_params()
+        return cls(
+            model_forward(model_def, attention_block=attention_block, vocab_block=vocab_block, valid_vocab=valid_vocab),
+            config,
+            optim,
+            mesh,
+            params_like=params_like,
+            shardings=param_shardings(mesh, model_def.logical_axes(), params_like),
+            row_length=row_length,
+            row_patches=row_patches,
+            rows_per_micro_batch=rows_per_micro_batch,
+            frozen=("vision",) if freeze_vision else (),
+            merge_size=model_def.config.vision.merge_size,
+            guard=guard,
+        )
+
+    def init_state(self, params: Params) -> TrainState:
+        """A state at step 0 with fresh optimizer moments; `params` stays valid."""
+        return self.programs.init_state(params)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state."""
+        return self.programs.abstract_state()
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step `step` of this stage, from 1."""
+        config = self.config
+        return learning_rate(
+            step,
+            peak=config.lr,
+            warmup_steps=config.warmup_steps,
+            schedule=config.schedule,
+            total_steps=config.steps,
+        )
+
+    def pack(self, pairs: Sequence[tuple[Prompt, Int32[np.ndarray, "R"]]]) -> RowPlan:
+        """The rows of a batch of (prompt, solution ids)."""
+        for prompt, solution in pairs:
+            if len(solution) == 0:
+                raise UserError(f"question {prompt.example.id!r} has an empty solution; leave it out of the cold start")
+        return pack_rows(
+            [_as_group(prompt, solution) for prompt, solution in pairs],
+            row_length=self._row_length,
+            row_patches=self._row_patches,
+            rows_per_micro_batch=self._rows_per_micro_batch * row_shards(self.mesh),
+            skip_zero_advantage=False,
+            merge_size=self._merge_size,
+        )
+
+    def step(
+        self, state: TrainState, pairs: Sequence[tuple[Prompt, Int32[np.ndarray, "R"]]], step: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """One update on a batch of (prompt, solution ids with the stop id). The old state's buffers are used up.
+
+        Returns:
+          the new state and `cold_start/` loss (nats per token), grad_norm, lr, tokens.
+
+        Raises:
+          UserError: a solution is empty or does not fit a row.
+        """
+        plan = self.pack(pairs)
+        gradients = self.programs.zeros()
+        parts = []
+        for index in range(plan.micro_batches):
+            gradients, sums = self.programs.accumulate(state.params, gradients, self._batch(plan, index))
+            parts.append(sums)
+        rate = self.rate(step)
+        state, norm = self.programs.apply(state, gradients, np.float32(rate), np.int32(step))
+        losses = [float(sums["loss"]) for sums in jax.device_get(parts)]
+        return state, {
+            "cold_start/loss": sum(losses),
+            "cold_start/grad_norm": float(norm),
+            "cold_start/lr": rate,
+            "cold_start/tokens": float(plan.tokens),
+        }
+
+    def loss(self, params: Params, pairs: Sequence[tuple[Prompt, Int32[np.ndarray, "R"]]]) -> float:
+        """Mean -log p of the solutions' tokens, in nats, without an update."""
+        plan = self.pack(pairs)
+        total = 0.0
+        for index in range(plan.micro_batches):
+            batch = self._batch(plan, index)
+            values, _ = self.programs.logprobs(params, batch)
+            total += float(-batch.rows.responses.keep(values).sum())
+        return total / max(plan.tokens, 1)
+
+    def _batch(self, plan: RowPlan, index: int) -> Batch:
+        rows, signals = self.programs.put_rows(plan.micro_batch(index))
+        totals = Totals.of(plan.sequences, plan.tokens, 1)
+        return Batch(rows, signals, totals, totals)
+
+
+def cross_entropy(
+    logprobs: Float32[Array, "B U"], entropy: Float32[Array, "B U"], batch: Batch
+) -> tuple[Float[Array, ""], Sums]:
+    """This micro-batch's share of the mean of -log p over the batch's response tokens."""
+    loss = aggregate(-logprobs, batch.rows.responses, "token-mean", batch.totals)
+    return loss, {"loss": loss}
+
+
+def _as_group(prompt: Prompt, solution: np.ndarray) -> Group:
+    solution = np.asarray(solution, np.int32)
+    return Group(prompt, (Response(solution, np.zeros(len(solution), np.float32), "stop"),))
