@@ -173,7 +173,7 @@ class RewardConfig:
     timeout_s: float = 5.0  # per response
     max_missing_share: float = 0.2  # a step with a larger share of failed rewards stops the run
     custom: str = ""  # your own scorer of the reward type "custom": "path/to/file.py:function"
-    custom_types: dict[str, str] = dataclasses.field(default_factory=dict)  # more of them, by reward type name
+    custom_types: tuple[str, ...] = ()  # more of them: "reward_type=path/to/file.py:function"
 
 
 @dataclasses.dataclass(frozen=True)

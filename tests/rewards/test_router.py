@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vero_jax.config import RewardConfig
 from vero_jax.errors import UserError
 from vero_jax.rewards.custom import load_function
 from vero_jax.rewards.router import VERIFIERS, is_known, score_response
@@ -245,3 +246,12 @@ def test_a_file_that_fails_on_import_is_named(tmp_path: Path) -> None:
     file.write_text("import no_such_module_at_all")
     with pytest.raises(UserError, match=r"broken\.py fails on import"):
         load_function(f"{file}:f")
+
+
+def test_settings_of_a_run_name_the_users_functions() -> None:
+    config = RewardConfig(custom="a.py:f", custom_types=("Mine=b.py:g",), strict_reference=True)
+    settings = RewardSettings.from_config(config, "normalized_1000")
+    assert (settings.custom, settings.custom_types) == ("a.py:f", {"mine": "b.py:g"})
+    assert settings.strict_reference and settings.coordinates == "normalized_1000"
+    with pytest.raises(UserError, match=r"reward\.custom_types"):
+        RewardSettings.from_config(RewardConfig(custom_types=("b.py:g",)))

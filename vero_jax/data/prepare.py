@@ -19,24 +19,27 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+from absl import logging
 
 from vero_jax.config import DataConfig, MiniConfig
-from vero_jax.data import mini, schema
+from vero_jax.data import builder, mini, schema
+from vero_jax.data.builder import Report, SourceConfig
 from vero_jax.errors import UserError, friendly
 from vero_jax.types import Example
 
-if TYPE_CHECKING:
-    from vero_jax.data.builder import Report, SourceConfig
-
+# TFDS loads parts of itself when first used, with the import statement patched meanwhile: one thread at a time.
+_OPENING = threading.Lock()
 _SAMPLE = 65536  # bytes read at each place of a large file for its fingerprint
 
 
@@ -111,7 +114,10 @@ class ExampleSource(Sequence[Example]):
         part = bisect.bisect_right(self._ends, place)
         reader = self._open.get(part)
         if reader is None:
-            reader = self._open[part] = _open_split(self._parts[part][0], self._split)
+            with _OPENING:
+                if part not in self._open:
+                    self._open[part] = _open_split(self._parts[part][0], self._split)
+                reader = self._open[part]
         return schema.from_features(reader[place - (self._ends[part - 1] if part else 0)])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,8 +130,6 @@ class ExampleSource(Sequence[Example]):
 
 def _open_split(folder: str, split: str) -> Any:
     """A TFDS data source (its `[i]` gives the features of row i)."""
-    import tensorflow_datasets as tfds
-
     for info in Path(folder).glob("*/*/*/dataset_info.json"):
         return tfds.builder_from_directory(info.parent).as_data_source(split)
     raise UserError(f"the prepared data in {folder} is damaged; delete that folder and start again")
@@ -142,8 +146,6 @@ def prepare(source: str, data_cfg: DataConfig, *, say: Callable[[str], None] = l
     Raises:
       UserError: the source is missing or broken, or no row of it can be used.
     """
-    from vero_jax.data import builder
-
     started = time.monotonic()
     root = Path(data_cfg.cache_dir).expanduser() / "prepared"
     splits = tuple(dict.fromkeys((data_cfg.train_split, data_cfg.val_split)))
@@ -175,8 +177,6 @@ def prepare(source: str, data_cfg: DataConfig, *, say: Callable[[str], None] = l
 
 def _sources(source: str, data_cfg: DataConfig, splits: tuple[str, ...]) -> tuple[list[tuple[SourceConfig, str]], str]:
     """The configs of a source with their fingerprints, and which builder prepares them."""
-    from vero_jax.data import builder
-
     if source == "vero_mini":
         settings = data_cfg.mini
         sizes = {data_cfg.train_split: settings.train_size, data_cfg.val_split: settings.val_size}
@@ -211,11 +211,6 @@ def _sources(source: str, data_cfg: DataConfig, splits: tuple[str, ...]) -> tupl
 
 def _prepare_one(kind: str, config: SourceConfig, folder: Path) -> None:
     """Writes the folder of one config under another name, then renames it."""
-    import tensorflow_datasets as tfds
-    from absl import logging
-
-    from vero_jax.data import builder
-
     tfds.disable_progress_bar()
     scratch = folder.parent / f".making-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     verbosity = logging.get_verbosity()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vero_jax.config import RewardConfig
+from vero_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,16 @@ class RewardSettings:
             strict_reference=config.strict_reference,
             coordinates="normalized_1000" if coordinates == "normalized_1000" else "pixels",
             custom=config.custom,
-            custom_types=dict(config.custom_types),
+            custom_types=dict(map(_named_target, config.custom_types)),
         )
+
+
+def _named_target(entry: str) -> tuple[str, str]:
+    """("type", "file.py:function") of "type=file.py:function"."""
+    name, _, target = entry.partition("=")
+    if not name.strip() or not target.strip():
+        raise UserError(f"reward.custom_types has {entry!r}: write it as reward_type=path/to/file.py:function")
+    return name.strip().lower(), target.strip()
 
 
 @dataclasses.dataclass(frozen=True)
