@@ -109,7 +109,7 @@ def measure(model_def: ModelDef, groups: Sequence[Group], args: argparse.Namespa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {
-        "groups": 24, "n": 8, "prompt": 80, "response": 40, "patches": 64, "hidden": 192, "layers": 4, "vocab": 1024,
+        "groups": 24, "n": 8, "prompt": 80, "response": 40, "patches": 64, "hidden": 128, "layers": 4, "vocab": 1024,
         "attention_block": 128, "vocab_block": 16384, "repeats": 3,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)

@@ -196,6 +196,32 @@ def test_preparing_loads_neither_tensorflow_nor_jax(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
+def test_a_split_larger_than_a_gigabyte_streams_through_little_memory(tmp_path):
+    """TFDS's own writer would hold the split in memory and, past 1000 MiB, ask for TensorFlow."""
+    code = (
+        "import io, resource, sys\n"
+        "import numpy as np\n"
+        "from PIL import Image\n"
+        "from vero_jax.data import builder, mini\n"
+        "stream = io.BytesIO()\n"
+        "noise = np.random.default_rng(0).integers(0, 256, (1700, 1700, 3), np.uint8)\n"
+        "Image.fromarray(noise).save(stream, 'PNG', compress_level=0)\n"
+        "row = mini.make_row('train', 0, 'stem', 'mini_sums', 0)\n"
+        "row['image'] = {'bytes': stream.getvalue(), 'path': None}\n"
+        "rows = lambda: ((str(number), row, None) for number in range(140))\n"
+        "config = builder.SourceConfig(name='large', version='1.0.0', rows={'train': rows})\n"
+        "made = builder.Vero600k(config=config, data_dir=sys.argv[1])\n"
+        "made.download_and_prepare()\n"
+        "assert made.info.splits['train'].num_examples == 140\n"
+        "assert made.info.splits['train'].num_bytes > 1100 * 2**20\n"
+        "assert len(made.as_data_source('train')[139]['images'][0]) == len(stream.getvalue())\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) < 700, "MiB at the peak"
+
+
 @pytest.mark.real_data
 def test_real_rows_are_all_prepared_and_come_back_equal(tmp_path, shared):
     hub = shared / "data" / "real_mini" / "hub"

@@ -60,11 +60,11 @@ def test_closing_lines_name_what_exists(run):
     text = "\n".join(closing_lines(run, summary))
     assert text.startswith("Finished 100 steps in 3 min 02 s on 1 x cpu.")
     assert "overall" in text and "75.0 %" in text and "5.0 %" in text and "cold start" not in text
-    assert str(run.summary) in text and str(run.curves) not in text and "evaluate" not in text
+    assert str(run.summary) in text and str(run.curves) not in text and "generate" not in text
     run.curves.write_text("")
     run.export.mkdir()
     text = "\n".join(closing_lines(run, summary))
-    assert str(run.curves) in text and f"vero_jax.evaluate {run.export}" in text
+    assert str(run.curves) in text and f"vero_jax.generate {run.export}" in text
 
 
 def test_closing_lines_without_validation(run):

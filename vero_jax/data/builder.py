@@ -27,7 +27,8 @@ from vero_jax.types import DOMAINS, Example
 FORMAT = 1
 """Raised when prepared files of an earlier version of this module can no longer be read."""
 ROWS_PER_SHARD = 1024
-ROWS_PER_WRITE = 64  # the writer rewrites its metadata at every call
+ROWS_PER_WRITE = 64  # the writer rewrites its metadata at every call; fewer rows when their images are large
+BYTES_PER_WRITE = 32 << 20
 FULL_CHECK_PIXELS = 64_000_000
 """Images up to this size are decoded once while preparing; of larger ones only the header is read."""
 
@@ -85,7 +86,7 @@ class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             index = _Index(Path(self.data_dir).parent.parent.parent / f"index-{split}.parquet")
             usable = self._usable(split)
             started = False
-            while chunk := list(itertools.islice(usable, ROWS_PER_WRITE)):
+            while chunk := _chunk(usable):
                 if not started:
                     writer.initialize_splits([split])
                     started = True
@@ -101,7 +102,7 @@ class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     def _log_download_done(self) -> None:
         """The table of rows says it."""
 
-    def _usable(self, split: str) -> Iterator[tuple[Example, dict[str, Any], list[tuple[int, int]]]]:
+    def _usable(self, split: str) -> Iterator[_Usable]:
         for fallback_id, row, read_file in self.builder_config.rows[split]():
             try:
                 example = schema.parse_row(row, fallback_id, read_file)
@@ -111,6 +112,22 @@ class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
                 continue
             self.report.keep(split, example)
             yield example, schema.to_features(example, sizes), sizes
+
+
+_Usable = tuple[Example, dict[str, Any], list[tuple[int, int]]]
+"""(example, its features, the sizes of its images)"""
+
+
+def _chunk(rows: Iterator[_Usable]) -> list[_Usable]:
+    """The next rows to write at once; none at the end."""
+    chunk: list[_Usable] = []
+    held = 0
+    for row in itertools.islice(rows, ROWS_PER_WRITE):
+        chunk.append(row)
+        held += sum(len(data) for data in row[0].images)
+        if held >= BYTES_PER_WRITE:
+            break
+    return chunk
 
 
 class Vero600k(_StreamingBuilder):

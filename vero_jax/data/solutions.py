@@ -19,9 +19,10 @@ def reference_solution(prompt: Prompt, coordinates: str) -> str:
     ("normalized_1000": thousandths of the image; "pixels": of the resized image).
     """
     example = prompt.example
-    if example.solution:
-        return example.solution
     kind = example.reward_type.strip().lower()
+    # A stored solution points in thousandths, which a policy that answers in pixels must not learn.
+    if example.solution and not (coordinates == "pixels" and kind in ("grounding", "clicking")):
+        return example.solution
     if kind in _BOXED:
         answer = f"\\boxed{{{example.ground_truth}}}"
     elif kind == "list_string_match":

@@ -197,7 +197,7 @@ class Programs:
             guard.watch(f"{name}.accumulate", accumulate), out_shardings=(gradient_shardings, whole), donate_argnums=1
         )
         self.apply = jax.jit(
-            guard.watch(f"{name}.apply", apply), out_shardings=(self.state_shardings, whole), donate_argnums=(0, 1)
+            guard.watch(f"{name}.apply", apply), out_shardings=(self.state_shardings, whole), donate_argnums=0
         )
 
     def init_state(self, params: Params) -> TrainState:
