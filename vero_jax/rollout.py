@@ -47,12 +47,14 @@ def rollout(
     step: int,
     max_new_tokens: int,
     coordinates: str = "normalized_1000",
+    groups_per_call: int | None = None,
 ) -> Rollout:
     """Samples n responses to each prompt and scores them; DESIGN: `Prompt -> Group -> Group with Scores`.
 
     Args:
       seed, step: what the samples depend on, beside the prompt and the sample's number.
       coordinates: `data.coordinates`, what the policy's boxes and points mean.
+      groups_per_call: prompts decoded together; None takes `rollout.groups_per_call`.
 
     Raises:
       UserError: a prompt fits no bucket, or its image tokens do not match its images.
@@ -64,7 +66,14 @@ def rollout(
     def items() -> Iterator[tuple[int, list[RewardItem]]]:
         nonlocal generated
         sampled = engine.generate(
-            params, prompts, n=n, sampling=sampling, seed=seed, step=step, max_new_tokens=max_new_tokens
+            params,
+            prompts,
+            n=n,
+            sampling=sampling,
+            seed=seed,
+            step=step,
+            max_new_tokens=max_new_tokens,
+            groups_per_call=groups_per_call,
         )
         for index, group in sampled:
             groups[index] = group

@@ -28,6 +28,7 @@ from vero_jax.models.policy import ModelDef, Params
 from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.sharding import param_shardings
+from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.runtime.compilation import enable_compilation_cache, versions_header
 from vero_jax.runtime.run_dir import RunDir
@@ -49,6 +50,8 @@ class System:
     train_rows: Selection
     val_rows: Selection
     engine: Engine
+    guard: TraceGuard
+    """Counts the traces of every compiled program of the run."""
 
     def params(self) -> Params:
         """The policy's weights as in its folder, laid out over the mesh."""
@@ -69,6 +72,7 @@ class System:
             vocab_block=config.rollout.vocab_block,
             total_steps=config.trainer.steps,
             freeze_vision=config.model.freeze_vision,
+            guard=self.guard,
         )
 
     def teacher(self) -> SupervisedLearner:
@@ -85,6 +89,7 @@ class System:
             attention_block=config.rollout.attention_block,
             vocab_block=config.rollout.vocab_block,
             freeze_vision=config.model.freeze_vision,
+            guard=self.guard,
         )
 
     def reward_pool(self) -> RewardPool:
@@ -154,11 +159,12 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
         param_dtype=config.model.param_dtype,
         remat=config.model.remat,
     )
-    selections = []
-    for split in (config.data.train_split, config.data.val_split):
-        selection = select_rows(prepared, split, judge=config.reward.judge, processor=processor)
-        say(str(selection))
-        selections.append(selection)
+    train_rows, val_rows = (
+        select_rows(prepared, split, judge=config.reward.judge, processor=processor)
+        for split in (config.data.train_split, config.data.val_split)
+    )
+    say(f"{train_rows}\n{val_rows}")
+    guard = TraceGuard()
     engine = Engine(
         model_def,
         config.rollout,
@@ -167,10 +173,11 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
         banned_ids=processor.banned_ids,
         decode=processor.decode,
         pad_id=processor.pad_id,
+        guard=guard,
     )
     millions = model_def.num_params() / 1e6
     say(f"policy: {millions:.1f} M parameters from {folder}, on {mesh.size} {jax.devices()[0].platform} device(s)")
-    return System(config, mesh, folder, processor, model_def, prepared, selections[0], selections[1], engine)
+    return System(config, mesh, folder, processor, model_def, prepared, train_rows, val_rows, engine, guard)
 
 
 def policy_folder(config: Config, run: RunDir, say: Callable[[str], None]) -> Path:

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(argv):
         print(help_text())
         return 0
+    started = time.perf_counter()
     config = load_config(argv)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         system = build_system(config, run, progress.say)
         rewards = stack.enter_context(system.reward_pool())
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, keep=config.trainer.keep_checkpoints))
-        recipe = Recipe(config, run, system, rewards, checkpoints, progress, stop)
-        with recipe:
-            lines = recipe.train()
+        recipe = stack.enter_context(Recipe(config, run, system, rewards, checkpoints, progress, stop))
+        recipe.spent("setup", time.perf_counter() - started)
+        lines = recipe.train()
     print("\n".join(lines) if lines else resume_hint(" ".join(["python -m vero_jax.train", *argv]), recipe.at.step))
     return 0 if lines else stop.exit_code
 
@@ -199,6 +200,7 @@ class Recipe:
             "timing_per_token_ms/update_actor": 1e3 * (done - compared) / max(tokens, 1),
             "perf/total_num_tokens": tokens,
             "perf/time_per_step": done - start,
+            "perf/traces": self.system.guard.counts.total(),
             "perf/throughput": tokens / (done - start) / self.system.mesh.size,
         }
         return groups, metrics
@@ -247,13 +249,14 @@ class Recipe:
 
     def finish(self) -> list[str]:
         """Last checkpoint, export, curves and summary."""
-        self.save()
-        self.checkpoints.wait()
-        if self.config.trainer.export:
-            shutil.rmtree(self.run.export, ignore_errors=True)  # of an earlier, shorter run of the same folder
-            export_hf(self.state.params, self.system.model_def, self.system.folder, self.run.export)
-        self.log.close()
-        plot_run(self.run.path, self.run.curves)
+        with self._timed("export"):
+            self.save()
+            self.checkpoints.wait()
+            if self.config.trainer.export:
+                shutil.rmtree(self.run.export, ignore_errors=True)  # of an earlier, shorter run of the same folder
+                export_hf(self.state.params, self.system.model_def, self.system.folder, self.run.export)
+            self.log.close()
+            plot_run(self.run.path, self.run.curves)
         summary = Summary(
             config=self.config,
             sampled=_accuracies(self.at.results, "sampled"),
@@ -335,11 +338,15 @@ class Recipe:
             write_sample_page(self.run.sample_page(step), groups, step=step, run_name=self.config.name)
             write_index(self.run.samples, self.config.name)
 
+    def spent(self, name: str, seconds: float) -> None:
+        """Adds to the time of a phase, over all processes that the run has had."""
+        self.at.seconds[name] = self.at.seconds.get(name, 0.0) + seconds
+
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.at.seconds[name] = self.at.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.spent(name, time.perf_counter() - start)
 
     def __enter__(self) -> Recipe:
         return self

@@ -89,6 +89,8 @@ def validate(
                 step=0,
                 max_new_tokens=config.rollout.max_response_length,
                 coordinates=config.data.coordinates,
+                # One answer per question: as many responses at once as in training.
+                groups_per_call=config.rollout.groups_per_call * config.rollout.n,
             )
             check_missing(rolled, config.reward.max_missing_share, step)
             # The pixels have done their work; a large validation set must not pile them up.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from tests.learning.policies import random_groups, tiny_model
-from vero_jax.config import ColdStartConfig, MeshConfig, OptimConfig
+from vero_jax.config import ActorConfig, ColdStartConfig, MeshConfig, OptimConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.supervised import SupervisedLearner
 from vero_jax.learning.update import Learner
@@ -16,16 +18,17 @@ from vero_jax.parallel.mesh import make_mesh
 TINY = tiny_model()
 
 
-def learner(row_length=256, **cold_start):
+@functools.cache
+def learner(row_length=256):
     return SupervisedLearner.for_model(
         TINY,
-        ColdStartConfig(**{"steps": 20, "lr": 3e-3, "warmup_steps": 0, **cold_start}),
+        ColdStartConfig(steps=20, lr=3e-3, warmup_steps=0),
         OptimConfig(),
         make_mesh(MeshConfig(), jax.devices()[:1]),
         row_length=row_length,
         row_patches=128,
         attention_block=64,
-        vocab_block=64,
+        vocab_block=128,
     )
 
 
@@ -64,8 +67,6 @@ def test_empty_solutions_are_refused(params):
 
 
 def test_its_state_has_the_shape_of_reinforcement():
-    from vero_jax.config import ActorConfig
-
     actor = ActorConfig(row_length=256, row_patches=128)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     other = Learner.for_model(TINY, actor, OptimConfig(), mesh, max_response_length=8)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
 AggregationMode = Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
@@ -86,7 +87,9 @@ class Totals:
 
     @classmethod
     def of(cls, sequences: float | Array, tokens: float | Array, width: float | Array) -> Totals:
-        return cls(*(jnp.asarray(value, jnp.float32) for value in (sequences, tokens, width)))
+        """From numbers, which stay on the host: every process of a run may hand them to a jitted function."""
+        values: list[Any] = [v if isinstance(v, jax.Array) else np.float32(v) for v in (sequences, tokens, width)]
+        return cls(*values)
 
     @classmethod
     def count(cls, mask: Array, mode: AggregationMode = "token-mean", *, strict_reference: bool = False) -> Totals:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int32, Key
+from jaxtyping import Array, Float, Float32, Int32, UInt32
 
 from vero_jax.learning.aggregation import AggregationMode, Totals, aggregate
 from vero_jax.learning.metrics import mismatch_sums
@@ -61,7 +61,8 @@ class Batch:
     """Denominators of the mini-batch."""
     seen: Totals
     """The same of the responses that are in its rows."""
-    key: Key[Array, ""] | None = None
+    seed: UInt32[Array, "4"]
+    """(run's seed, step, update, micro-batch): where a loss draws at random."""
 
 
 Sums = dict[str, Any]

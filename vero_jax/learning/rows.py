@@ -276,7 +276,7 @@ def pack_rows(
             max((sum(sizes[i][1] for i in items) for items in bins), default=0),
             _ladder(row_patches, SMALLEST_PATCHES, merge_size**2),
         ),
-        row_responses=_rung(max(responses, default=1), [-(-length // 4), -(-length // 2), length]),
+        row_responses=_rung(max(responses, default=1), [-(-length * part // 4) for part in (1, 2, 3, 4)]),
         rows_per_micro_batch=rows_per_micro_batch,
         contents=tuple(tuple(pieces[i] for i in items) for items in bins),
         sequences=sequences,

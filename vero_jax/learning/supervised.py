@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from vero_jax.config import ColdStartConfig, OptimConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import Totals, aggregate
-from vero_jax.learning.programs import Batch, Params, PolicyForward, Programs, Sums, TrainState, model_forward
+from vero_jax.learning.programs import Batch, Params, PolicyForward, Programs, Sums, TrainState, model_forward, to_host
 from vero_jax.learning.rows import RowPlan, pack_rows
 from vero_jax.learning.schedule import adamw, learning_rate
 from vero_jax.models.policy import ModelDef
@@ -169,15 +169,16 @@ class SupervisedLearner:
         plan = self.pack(pairs)
         total = 0.0
         for index in range(plan.micro_batches):
-            batch = self._batch(plan, index)
-            values, _ = self.programs.logprobs(params, batch)
-            total += float(-batch.rows.responses.keep(values).sum())
+            values, _ = self.programs.logprobs(params, self._batch(plan, index))
+            mask = np.asarray(plan.micro_batch(index)[0].responses.mask)
+            total -= float(np.where(mask > 0, to_host(values), 0).sum(dtype=np.float64))
         return total / max(plan.tokens, 1)
 
     def _batch(self, plan: RowPlan, index: int) -> Batch:
         rows, signals = self.programs.put_rows(plan.micro_batch(index))
         totals = Totals.of(plan.sequences, plan.tokens, 1)
-        return Batch(rows, signals, totals, totals)
+        seed: Any = np.zeros(4, np.uint32)
+        return Batch(rows, signals, totals, totals, seed)
 
 
 def cross_entropy(

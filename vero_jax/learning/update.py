@@ -11,6 +11,7 @@ prompt before anything is packed, and every denominator is counted over the whol
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -207,14 +208,12 @@ class Learner:
             recompute = not (single_pass and number == 0)
             old.append(self._pass_over(state.params, plan, report) if recompute else None)
         references = [self._pass_over(reference, plan) if self.needs_reference else None for plan in plans]
-        key = jax.random.fold_in(jax.random.key(seed), step)
         updates = 0
         for _ in range(actor.ppo_epochs):
             for number, plan in enumerate(plans):
                 gradients = self.programs.zeros()
                 for index in range(plan.micro_batches):
-                    batch = self._batch(plan, index, old[number], references[number])
-                    batch = dataclasses.replace(batch, key=jax.random.fold_in(jax.random.fold_in(key, updates), index))
+                    batch = self._batch(plan, index, old[number], references[number], (seed, step, updates))
                     gradients, sums = self.programs.accumulate(state.params, gradients, batch)
                     report.add(plan, sums)
                 # A mini-batch without any gradient still is an update: moments fade and weights decay.
@@ -257,7 +256,12 @@ class Learner:
         return sums, float(np.mean(means)) if means else 0.0
 
     def _batch(
-        self, plan: RowPlan, index: int, old: list[Array] | None = None, reference: list[Array] | None = None
+        self,
+        plan: RowPlan,
+        index: int,
+        old: list[Array] | None = None,
+        reference: list[Array] | None = None,
+        seeds: tuple[int, int, int] = (0, 0, 0),
     ) -> Batch:
         rows, signals = self.programs.put_rows(plan.micro_batch(index))
         signals = dataclasses.replace(
@@ -265,12 +269,9 @@ class Learner:
             old=None if old is None else old[index],
             reference=None if reference is None else reference[index],
         )
-        return Batch(
-            rows,
-            signals,
-            Totals.of(plan.sequences, plan.tokens, self._width),
-            Totals.of(plan.seen_sequences, plan.seen_tokens, self._width),
-        )
+        seed: Any = np.array([*seeds, index], np.uint32)
+        totals = Totals.of(plan.sequences, plan.tokens, self._width)
+        return Batch(rows, signals, totals, Totals.of(plan.seen_sequences, plan.seen_tokens, self._width), seed)
 
     def _pass_over(self, params: Params, plan: RowPlan, report: _Report | None = None) -> list[Array]:
         """Log-probabilities of each micro-batch under fixed parameters, left on the device."""
@@ -290,9 +291,10 @@ def actor_objective(
     tokens, signals, totals = batch.rows.responses, batch.signals, batch.totals
     on_policy = signals.old is None
     old = jax.lax.stop_gradient(logprobs) if signals.old is None else signals.old
-    terms = policy_loss(
-        LossInputs(logprobs, old, signals.advantages, tokens, totals, signals.sampler, batch.key), config
+    key = (
+        functools.reduce(jax.random.fold_in, batch.seed, jax.random.key(0)) if config.loss_mode == "clip_cov" else None
     )
+    terms = policy_loss(LossInputs(logprobs, old, signals.advantages, tokens, totals, signals.sampler, key), config)
     sums: Sums = {"pg_loss": terms.loss, "clipped": terms.clipped, "clipped_lower": terms.clipped_lower, "kl": terms.kl}
     loss = terms.loss
     if config.entropy_coef != 0:

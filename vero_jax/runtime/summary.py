@@ -97,7 +97,7 @@ def closing_lines(run: RunDir, summary: Summary, program: str = "python -m vero_
     lines += ["", *(f"{name + ':':<28}{path}" for name, path in places.items() if path is not None and path.exists())]
     lines += ["", "Next:"]
     if run.export.is_dir():
-        lines.append(f'  {program}.generate {run.export} --image picture.png "What do you see?"    asks the trained policy')
+        lines.append(f'  {program}.generate {run.export} --image picture.png "What is it?"    asks the trained policy')
     lines.append(f"  tensorboard --logdir {run.tensorboard}")
     lines.append(f"  {program}.train {run.config} trainer.steps={_more(summary.steps)}    trains on from here")
     return lines
