@@ -144,14 +144,16 @@ class Recipe:
 
     def reinforce(self) -> bool:
         """The steps of reinforcement. False when told to stop."""
-        trainer = self.config.trainer
+        trainer, cold_start = self.config.trainer, self.config.cold_start
         self.progress.phase("reinforcement", trainer.steps, self.at.phase_step)
-        with self.system.questions(trainer.prompts_per_step, self.at.phase_step) as questions:
+        # The stream goes on behind the cold start's questions, whose answers the policy has been shown.
+        seen = -(-cold_start.steps * cold_start.batch_size // trainer.prompts_per_step)
+        with self.system.questions(trainer.prompts_per_step, seen + self.at.phase_step) as questions:
             for step in range(self.at.phase_step + 1, trainer.steps + 1):
                 if self.stop.agreed():
                     return self._save_and_stop()
                 with self._timed("reinforcement"):
-                    groups, metrics = self.reinforcement_step(step, questions.batch(step - 1))
+                    groups, metrics = self.reinforcement_step(step, questions.batch(seen + step - 1))
                 self._advance(step)
                 self._report(step, groups, metrics)
                 if self._due(trainer.val_every, step) and step < trainer.steps:

@@ -70,7 +70,7 @@ def write_policy_files(out_dir: Path, build: BuildConfig, corpus: Iterable[str] 
     out_dir.mkdir(parents=True, exist_ok=True)
     if build.tokenizer == "mini":
         save_tokenizer(out_dir, train_tokenizer(corpus, build.vocab_size))
-        write_json(out_dir / "preprocessor_config.json", _preprocessor(build.min_pixels, build.max_pixels))
+        write_json(out_dir / "preprocessor_config.json", _preprocessor(build))
         vocab_size = build.vocab_size
     else:
         vocab_size = _copy_folder(Path(build.tokenizer).expanduser(), out_dir)
@@ -114,14 +114,14 @@ def _copy_folder(source: Path, out_dir: Path) -> int:
     return 1 + max(load_tokenizer(source).get_vocab(with_added_tokens=True).values())
 
 
-def _preprocessor(min_pixels: int, max_pixels: int) -> dict[str, Any]:
+def _preprocessor(build: BuildConfig) -> dict[str, Any]:
     return {
-        "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
+        "size": {"shortest_edge": build.min_pixels, "longest_edge": build.max_pixels},
         "patch_size": PATCH_SIZE,
         "temporal_patch_size": TEMPORAL_PATCH_SIZE,
         "merge_size": MERGE_SIZE,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "image_mean": list(build.image_mean),
+        "image_std": list(build.image_std),
         "processor_class": "Qwen3VLProcessor",
         "image_processor_type": "Qwen2VLImageProcessorFast",
     }

@@ -26,6 +26,8 @@ SMALLEST_ROW = 128
 SMALLEST_PATCHES = 64
 ROW_STEP = 64
 """Rungs of the row ladder are multiples of this many tokens."""
+PATCH_STEP = 4
+"""Rungs of the patch ladder are whole merged tokens."""
 
 
 @jax.tree_util.register_dataclass
@@ -213,6 +215,7 @@ def pack_rows(
     skip_zero_advantage: bool = True,
     mask_truncated: bool = False,
     merge_size: int = 2,
+    patch_cost: float = 0.25,
 ) -> RowPlan:
     """Plans the rows of a mini-batch.
 
@@ -223,12 +226,13 @@ def pack_rows(
 
     A group is one piece if its branches fit a row, else pieces that repeat the prefix. Pieces go to rows first-fit by
     falling size. All rows have the same shape: of the lengths row_length, row_length / 2, row_length / 4, ... the one
-    that needs the fewest padded tokens (the longer of two equal ones), likewise patches and response tokens.
+    whose padded tokens and patches are the least work (the longer of two equal ones), likewise response tokens.
 
     Args:
       row_length, row_patches: the most tokens and vision patches of a row.
       rows_per_micro_batch: rows that are computed together, over all devices.
       merge_size: patches along one side of a merged visual token.
+      patch_cost: work of a vision patch, in language tokens.
 
     Raises:
       UserError: a prompt with one of its responses, or a prompt's images, do not fit a row.
@@ -265,17 +269,14 @@ def pack_rows(
         for part in first_fit_decreasing(lengths, (row_length - prefix,)):
             pieces.append((g, tuple(kept[i] for i in part)))
             sizes.append((prefix + sum(lengths[i][0] for i in part), patches))
-    length, bins = _choose_length(sizes, row_length, row_patches, rows_per_micro_batch)
+    length, patches, bins = _choose_length(sizes, row_length, row_patches, rows_per_micro_batch, patch_cost)
     responses = [
         sum(len(groups[pieces[i][0]].responses[r].token_ids) for i in items for r in pieces[i][1]) for items in bins
     ]
     return RowPlan(
         groups=tuple(groups),
         row_length=length,
-        row_patches=_rung(
-            max((sum(sizes[i][1] for i in items) for items in bins), default=0),
-            _ladder(row_patches, SMALLEST_PATCHES, merge_size**2),
-        ),
+        row_patches=patches,
         row_responses=_rung(max(responses, default=1), [-(-length * part // 4) for part in (1, 2, 3, 4)]),
         rows_per_micro_batch=rows_per_micro_batch,
         contents=tuple(tuple(pieces[i] for i in items) for items in bins),
@@ -285,6 +286,12 @@ def pack_rows(
         seen_tokens=seen_tokens,
         merge_size=merge_size,
     )
+
+
+def patch_cost(params: Any) -> float:
+    """Work of a vision patch in language tokens, by the parameters that each meets (roughly: tables count too)."""
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in ("vision", "language")}
+    return sizes["vision"] / sizes["language"]
 
 
 def _ladder(largest: int, smallest: int, step: int) -> list[int]:
@@ -300,18 +307,20 @@ def _rung(size: int, ladder: Sequence[int]) -> int:
 
 
 def _choose_length(
-    sizes: Sequence[tuple[int, int]], row_length: int, row_patches: int, multiple: int
-) -> tuple[int, list[list[int]]]:
-    """The rung of the row ladder with the fewest padded tokens, and the pieces of each row."""
+    sizes: Sequence[tuple[int, int]], row_length: int, row_patches: int, multiple: int, patch_cost: float
+) -> tuple[int, int, list[list[int]]]:
+    """The rungs of the row and patch ladders with the least padded work, and the pieces of each row."""
     longest = max((tokens for tokens, _ in sizes), default=1)
-    best: tuple[int, int, list[list[int]]] | None = None
+    best: tuple[float, int, int, list[list[int]]] | None = None
     for rung in reversed(_ladder(row_length, SMALLEST_ROW, ROW_STEP)):
         if rung < longest:
             break
         bins = first_fit_decreasing(sizes, (rung, row_patches))
-        cost = -(-len(bins) // multiple) * multiple * rung
+        most = max((sum(sizes[i][1] for i in items) for items in bins), default=0)
+        patches = _rung(most, _ladder(row_patches, SMALLEST_PATCHES, PATCH_STEP))
+        cost = -(-len(bins) // multiple) * multiple * (rung + patch_cost * patches)
         if best is None or cost < best[0]:
-            best = (cost, rung, bins)
+            best = (cost, rung, patches, bins)
     if best is None:
         raise AssertionError("the top rung is the row length, which every piece fits")
-    return best[1], best[2]
+    return best[1:]

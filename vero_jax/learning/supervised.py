@@ -18,7 +18,7 @@ from vero_jax.config import ColdStartConfig, OptimConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import Totals, aggregate
 from vero_jax.learning.programs import Batch, Params, PolicyForward, Programs, Sums, TrainState, model_forward, to_host
-from vero_jax.learning.rows import RowPlan, pack_rows
+from vero_jax.learning.rows import RowPlan, pack_rows, patch_cost
 from vero_jax.learning.schedule import adamw, learning_rate
 from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import row_shards
@@ -51,12 +51,13 @@ class SupervisedLearner:
         rows_per_micro_batch: int = 1,
         frozen: tuple[str, ...] = (),
         merge_size: int = 2,
+        patch_cost: float = 0.25,
         guard: TraceGuard | None = None,
     ) -> None:
         self.config, self.mesh = config, mesh
         self._row_length, self._row_patches = row_length, row_patches
         self._rows_per_micro_batch = rows_per_micro_batch
-        self._merge_size = merge_size
+        self._merge_size, self._patch_cost = merge_size, patch_cost
         self.programs = Programs(
             forward,
             cross_entropy,
@@ -101,6 +102,7 @@ class SupervisedLearner:
             rows_per_micro_batch=rows_per_micro_batch,
             frozen=("vision",) if freeze_vision else (),
             merge_size=model_def.config.vision.merge_size,
+            patch_cost=patch_cost(params_like),
             guard=guard,
         )
 
@@ -135,6 +137,7 @@ class SupervisedLearner:
             rows_per_micro_batch=self._rows_per_micro_batch * row_shards(self.mesh),
             skip_zero_advantage=False,
             merge_size=self._merge_size,
+            patch_cost=self._patch_cost,
         )
 
     def step(

@@ -38,7 +38,7 @@ from vero_jax.learning.programs import (
     policy_sums,
     to_host,
 )
-from vero_jax.learning.rows import RowPlan, pack_rows
+from vero_jax.learning.rows import RowPlan, pack_rows, patch_cost
 from vero_jax.learning.schedule import adamw, learning_rate
 from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import row_shards
@@ -58,6 +58,7 @@ class Learner:
       total_steps: where the cosine schedule ends.
       frozen: top-level parameter names that are not trained.
       merge_size: patches along one side of a merged visual token.
+      patch_cost: work of a vision patch, in language tokens; see `rows.patch_cost`.
       guard: counts traces of the compiled functions.
     """
 
@@ -74,12 +75,13 @@ class Learner:
         total_steps: int = 0,
         frozen: tuple[str, ...] = (),
         merge_size: int = 2,
+        patch_cost: float = 0.25,
         guard: TraceGuard | None = None,
     ) -> None:
         self.actor, self.optim, self.mesh = actor, optim, mesh
         self._width = max_response_length
         self._total_steps = total_steps
-        self._merge_size = merge_size
+        self._merge_size, self._patch_cost = merge_size, patch_cost
         self.programs = Programs(
             forward,
             lambda logprobs, entropy, batch: actor_objective(logprobs, entropy, batch, actor),
@@ -130,6 +132,7 @@ class Learner:
             total_steps=total_steps,
             frozen=("vision",) if freeze_vision else (),
             merge_size=model_def.config.vision.merge_size,
+            patch_cost=patch_cost(params_like),
             guard=guard,
         )
 
@@ -169,6 +172,7 @@ class Learner:
             skip_zero_advantage=not keep_all and actor.entropy_coef == 0 and actor.kl_loss_coef == 0,
             mask_truncated=actor.mask_truncated,
             merge_size=self._merge_size,
+            patch_cost=self._patch_cost,
         )
 
     def step(

@@ -18,7 +18,7 @@ def _scene(rng: random.Random) -> tuple[Canvas, list[str], list[str]]:
     count = 1 if rng.random() < 0.65 else 2
     width, height = pick_size(rng, ((64, 64), (96, 64), (96, 96)) if count == 1 else ((96, 64), (96, 96), (128, 96)))
     canvas = Canvas(rng, width, height)
-    colors, kinds = pick_colors(rng, count, easy=count > 1), rng.sample(SHAPES, count)
+    colors, kinds = pick_colors(rng, count), rng.sample(SHAPES, count)
     for color, kind, box in zip(colors, kinds, scatter(rng, width, height, count, 28, 44), strict=True):
         canvas.shape(kind, color, box)
     return canvas, colors, kinds

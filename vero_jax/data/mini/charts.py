@@ -7,17 +7,16 @@ import random
 from vero_jax.data.mini.draw import COLORS, INK, Canvas, pick_colors, pick_size, text_size
 from vero_jax.data.mini.task import Task, choice, plain
 
-UNIT = 12
+UNIT = 16
 """Pixels per unit of the value axis."""
-WORDS = ("CAT", "DOG", "SUN", "BUS", "CUP", "HAT", "MAP", "BOX", "KEY", "PEN", "TEN", "ONE", "UP", "GO", "NO", "HI")
+WORDS = ("CAT", "DOG", "SUN", "BOX", "UP", "GO", "NO", "HI")
 
 
 def bar_chart(rng: random.Random) -> Task:
-    """Three to five colored bars on a ruled ground: the value of one, or the highest or lowest."""
-    count = rng.randint(3, 5)
-    width = 32 * rng.randint(max(3, (count * 22 + 31) // 32), 5)
-    height = rng.choice((96, 128))
-    top_value = 7 if height == 96 else 9
+    """Three or four colored bars on a ruled ground: the value of one, or the highest or lowest."""
+    count = rng.randint(3, 4)
+    width, height = rng.choice((96, 128)), 96
+    top_value = 5
     canvas = Canvas(rng, width, height, (255, 255, 255))
     base = height - 8
     for value in range(1, top_value + 1):
@@ -49,16 +48,16 @@ def bar_chart(rng: random.Random) -> Task:
 
 
 def line_chart(rng: random.Random) -> Task:
-    """A line over three to five marked points: its trend, the place of its peak, or a value."""
-    count = rng.randint(3, 5)
-    width, height = rng.choice(((96, 96), (128, 96), (128, 128), (160, 128)))
+    """A line over three marked points: its trend, the place of its peak, or a value."""
+    count = 3
+    width, height = rng.choice(((96, 96), (128, 96)))
     canvas = Canvas(rng, width, height, (255, 255, 255))
-    top_value = 5 if height == 96 else 7
+    top_value = 5
     base, unit = height - 8, 16
     for value in range(1, top_value + 1):
         canvas.draw.line((0, base - value * unit, width, base - value * unit), fill=(206, 206, 206))
     canvas.draw.line((0, base, width, base), fill=INK, width=2)
-    color = pick_colors(rng, 1, easy=True)[0]
+    color = pick_colors(rng, 1)[0]
     kind = rng.choice(("trend", "peak", "value"))
     if kind == "trend":
         values = sorted(rng.sample(range(1, top_value + 1), count)) if top_value > count else list(range(1, count + 1))
@@ -85,7 +84,7 @@ def line_chart(rng: random.Random) -> Task:
         )
         think = f"The {color} line peaks at point {peak + 1}."
         if rng.random() < 0.3:
-            others = rng.sample([str(n + 1) for n in range(5) if n != peak], 2)
+            others = [str(n + 1) for n in range(3) if n != peak]
             return choice(rng, canvas, question, str(peak + 1), others, think)
         return plain(canvas, question, "numeric", str(peak + 1), think)
     place = rng.randrange(count)
@@ -95,14 +94,12 @@ def line_chart(rng: random.Random) -> Task:
 
 
 def printed(rng: random.Random) -> Task:
-    """One to three large digits, or a short word, on a plain ground."""
+    """One or two large digits, or a short word, on a plain ground."""
     number = rng.random() < 0.6
-    text = (
-        str(rng.choice((rng.randint(0, 9), rng.randint(10, 99), rng.randint(10, 99)))) if number else rng.choice(WORDS)
-    )
-    scale = rng.choice((4, 5))
+    text = str(rng.choice((rng.randint(0, 9), rng.randint(0, 9), rng.randint(10, 99)))) if number else rng.choice(WORDS)
+    scale = 4
     needed = text_size(text, scale)
-    width, height = pick_size(rng, tuple((w, h) for w in (64, 96, 128) for h in (64, 96) if w >= needed[0] + 9))
+    width, height = pick_size(rng, tuple((w, h) for w in (64, 96) for h in (64,) if w >= needed[0] + 9))
     color = pick_colors(rng, 1)[0]
     canvas = Canvas(rng, width, height, (255, 255, 255) if color == "yellow" else None)
     left, top = rng.randint(0, width - needed[0] - 1), rng.randint(0, height - needed[1] - 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import random
 
 from PIL import Image, ImageDraw
@@ -21,17 +20,13 @@ COLORS: dict[str, RGB] = {
     "green": (36, 160, 62),
     "blue": (38, 84, 224),
     "yellow": (246, 214, 36),
-    "orange": (246, 136, 24),
     "purple": (140, 54, 180),
     "black": (24, 24, 24),
-    "pink": (250, 150, 200),
-    "brown": (126, 76, 36),
-    "gray": (136, 136, 136),
 }
-SYNONYMS = {"purple": ["purple", "violet"], "gray": ["gray", "grey"], "pink": ["pink", "rose"]}
-SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
+SYNONYMS = {"purple": ["purple", "violet"], "red": ["red", "scarlet"], "blue": ["blue", "azure"]}
+SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUNDS: tuple[RGB, ...] = ((255, 255, 255), (246, 244, 236), (232, 240, 246), (238, 246, 234))
-SIZES = ((64, 64), (96, 64), (64, 96), (96, 96), (128, 96), (96, 128), (128, 128), (160, 128))
+SIZES = ((64, 64), (96, 64), (64, 96), (96, 96))
 INK: RGB = (20, 20, 20)
 
 # One string of seven 5-bit rows per character, base 32 digits "0-9a-v", top row first.
@@ -53,10 +48,9 @@ def pick_size(rng: random.Random, sizes: tuple[tuple[int, int], ...] = SIZES, ex
     return width, height
 
 
-def pick_colors(rng: random.Random, count: int, easy: bool = False) -> list[str]:
-    """`count` different color names; `easy` leaves out the ones that are close to another."""
-    names = ["red", "green", "blue", "yellow", "purple", "black"] if easy else list(COLORS)
-    return rng.sample(names, count)
+def pick_colors(rng: random.Random, count: int) -> list[str]:
+    """`count` different color names."""
+    return rng.sample(list(COLORS), count)
 
 
 @dataclasses.dataclass
@@ -85,26 +79,17 @@ class Canvas:
         fill = self.shake(COLORS[color])
         left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
         across, down = right - left, bottom - top
-        middle, center = left + across / 2, top + down / 2
+        middle = left + across / 2
         if kind == "circle":
             self.draw.ellipse((left, top, right, bottom), fill=fill)
         elif kind == "square":
             self.draw.rectangle((left, top, right, bottom), fill=fill)
         elif kind == "triangle":
             self.draw.polygon([(middle, top), (right, bottom), (left, bottom)], fill=fill)
-        elif kind == "diamond":
-            self.draw.polygon([(middle, top), (right, center), (middle, bottom), (left, center)], fill=fill)
         elif kind == "cross":
             third_x, third_y = across / 3, down / 3
             self.draw.rectangle((left + third_x, top, right - third_x, bottom), fill=fill)
             self.draw.rectangle((left, top + third_y, right, bottom - third_y), fill=fill)
-        elif kind == "star":
-            points = []
-            for corner in range(10):
-                reach = 0.5 if corner % 2 == 0 else 0.21
-                angle = math.pi * corner / 5
-                points.append((middle + across * reach * math.sin(angle), center - down * reach * math.cos(angle)))
-            self.draw.polygon(points, fill=fill)
         else:
             raise ValueError(f"unknown shape {kind!r}")
 

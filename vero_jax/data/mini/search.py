@@ -7,14 +7,14 @@ import random
 from vero_jax.data.mini.draw import COLORS, SHAPES, Canvas, aligned, pick_colors, pick_size, scatter
 from vero_jax.data.mini.task import Task, clicking, grounding, plain, whereabouts
 
-_ROOMY = ((96, 96), (128, 96), (128, 128), (160, 128))
+_ROOMY = ((96, 96), (128, 96))
 
 
 def counting(rng: random.Random) -> Task:
     """How many shapes there are, or how many of one color or kind among others."""
     width, height = pick_size(rng, _ROOMY)
     canvas = Canvas(rng, width, height)
-    total = rng.randint(1, 6)
+    total = rng.randint(1, 5)
     boxes = scatter(rng, width, height, total, 20, 26)
     if rng.random() < 0.5:
         color, kind = pick_colors(rng, 1)[0], rng.choice(SHAPES)
@@ -24,7 +24,7 @@ def counting(rng: random.Random) -> Task:
         question = rng.choice([f"How many {noun} are there?", f"Count the {noun}.", "How many shapes do you see?"])
         think = f"I count {total} {color} {noun if total > 1 else kind}."
         return plain(canvas, question, "counting", str(total), think)
-    colors = pick_colors(rng, 2, easy=True)
+    colors = pick_colors(rng, 2)
     wanted = rng.randint(1, total)
     for place, box in enumerate(boxes):
         canvas.shape(rng.choice(SHAPES), colors[0] if place < wanted else colors[1], box)
@@ -48,7 +48,7 @@ def _crowd(
 
 def boxes(rng: random.Random) -> Task:
     """The box of one shape, or of two."""
-    canvas = Canvas(rng, *pick_size(rng, ((96, 96), (128, 96), (128, 128)), exact=True))
+    canvas = Canvas(rng, *pick_size(rng, ((96, 96), (128, 96)), exact=True))
     wanted = 1 if rng.random() < 0.75 else 2
     names, places = _crowd(rng, canvas, wanted + rng.randint(0, 1))
     if wanted == 1:
@@ -63,9 +63,9 @@ def boxes(rng: random.Random) -> Task:
 
 def click(rng: random.Random) -> Task:
     """A point on the named shape, or on the button that carries a number."""
-    canvas = Canvas(rng, *pick_size(rng, ((96, 96), (128, 96), (128, 128)), exact=True))
+    canvas = Canvas(rng, *pick_size(rng, ((96, 96), (128, 96)), exact=True))
     if rng.random() < 0.7:
-        names, places = _crowd(rng, canvas, rng.randint(1, 3), (32, 40))
+        names, places = _crowd(rng, canvas, rng.randint(1, 2), (32, 40))
         wording = rng.choice(["Click the {}. Give the point as JSON.", "Point at the {}, as JSON."])
         think = f"The {names[0]} is at the {whereabouts(canvas, places[0])}."
         return clicking(canvas, wording.format(names[0]), places[0], names[0], think)
@@ -86,7 +86,7 @@ def click(rng: random.Random) -> Task:
 def odd_one(rng: random.Random) -> Task:
     """The color of the shape that differs, or the digit hidden in a corner."""
     if rng.random() < 0.65:
-        columns, rows = rng.randint(2, 4), rng.randint(2, 3)
+        columns, rows = rng.randint(2, 3), rng.randint(2, 3)
         width, height = 32 * columns, 32 * rows
         canvas = Canvas(rng, width, height)
         common, odd = pick_colors(rng, 2)
@@ -99,7 +99,7 @@ def odd_one(rng: random.Random) -> Task:
         question = rng.choice([f"One of the {noun} has another color. Which color?", "What color is the odd one out?"])
         think = f"Most {noun} are {common}, but one is {odd}."
         return plain(canvas, question, "search", odd, think)
-    width, height = pick_size(rng, ((96, 96), (128, 96), (128, 128)))
+    width, height = pick_size(rng, ((96, 96), (128, 96)))
     canvas = Canvas(rng, width, height)
     digit = rng.choice("123456789")
     vertical, horizontal = rng.choice(("top", "bottom")), rng.choice(("left", "right"))

@@ -13,10 +13,10 @@ _POLYGONS = {3: "triangle", 4: "square", 5: "pentagon", 6: "hexagon"}
 
 def angles(rng: random.Random) -> Task:
     """Two thick rays: the angle between them in degrees (5 % off is right), or its kind."""
-    width, height = pick_size(rng, ((96, 96), (128, 96), (128, 128)))
+    width, height = pick_size(rng, ((96, 96), (128, 96)))
     canvas = Canvas(rng, width, height)
-    angle = rng.choice((30, 45, 60, 90, 120, 135, 150))
-    color = pick_colors(rng, 1, easy=True)[0]
+    angle = rng.choice((30, 60, 90, 120, 150))
+    color = pick_colors(rng, 1)[0]
     reach = min(width / 2, height) - 14
     x, y = width / 2 + rng.randint(-4, 4), height - 10
     ink = canvas.shake(COLORS[color])
@@ -81,8 +81,8 @@ def polygons(rng: random.Random) -> Task:
 def sums(rng: random.Random) -> Task:
     """Two digits with a plus sign, or two groups of dots, to be added."""
     if rng.random() < 0.5:
-        first, second = rng.randint(1, 5), rng.randint(1, 5)
-        width, height = pick_size(rng, ((96, 64), (128, 64), (128, 96)))
+        first, second = rng.randint(1, 4), rng.randint(1, 4)
+        width, height = pick_size(rng, ((96, 64),))
         canvas = Canvas(rng, width, height)
         text = f"{first}+{second}"
         ink = COLORS[rng.choice(("red", "green", "blue", "purple", "black"))]
@@ -91,9 +91,9 @@ def sums(rng: random.Random) -> Task:
         think = f"I read {first} and {second}, {first} + {second} = {first + second}."
         return plain(canvas, question, "numeric", str(first + second), think)
     first, second = rng.randint(1, 4), rng.randint(1, 4)
-    width, height = rng.choice(((128, 64), (128, 96), (160, 96)))
+    width, height = (128, 64)
     canvas = Canvas(rng, width, height)
-    colors = pick_colors(rng, 2, easy=True)
+    colors = pick_colors(rng, 2)
     for group, (amount, color) in enumerate(zip((first, second), colors, strict=True)):
         middle, center = width * (1 + 2 * group) // 4, height // 2
         for dot in range(amount):
