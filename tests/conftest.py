@@ -1,11 +1,14 @@
-"""What all tests share: 8 fake CPU devices, and where the golden cases and the real pictures lie."""
+"""What all tests share: 8 fake CPU devices, compiled programs, and where the golden cases and the real pictures lie."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
-# Set before jax is imported anywhere. The compilation cache is a test's own business, so that runs do not depend on a home folder.
+# Set before jax is imported anywhere. Most of the time of these tests is XLA's, on programs that recur.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"vero_jax_tests_{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()

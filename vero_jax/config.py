@@ -24,6 +24,7 @@ class BuildConfig:
     num_kv_heads: int = 2
     head_dim: int = 32
     ffn_size: int = 384
+    rope_theta: float = 5_000_000.0  # Qwen3-VL's; short prompts learn faster with a smaller one
     tie_embeddings: bool = True
     vision_hidden_size: int = 128
     vision_depth: int = 4

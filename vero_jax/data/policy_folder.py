@@ -41,7 +41,6 @@ CONFIG_TOKENS = {
 PATCH_SIZE = 16
 MERGE_SIZE = 2
 TEMPORAL_PATCH_SIZE = 2
-ROPE_THETA = 5_000_000
 QWEN_SECTION = (24, 20, 20)
 """Rotary frequencies of Qwen3-VL's head of 128 for time, height and width."""
 
@@ -153,7 +152,7 @@ def _config(
             "mrope_section": mrope_section(build.head_dim),
             "rope_type": "default",
         },
-        "rope_theta": ROPE_THETA,
+        "rope_theta": build.rope_theta,
         "tie_word_embeddings": build.tie_embeddings,
         "use_cache": True,
         "vocab_size": vocab_size,

@@ -65,7 +65,8 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise OutOfTime
 
     handler = signal.signal(signal.SIGPROF, ring)
-    left, interval = signal.setitimer(signal.ITIMER_PROF, seconds)
+    # Again every half second: an exception raised inside a finalizer or a gc callback is printed and lost.
+    left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 0.5)
     try:
         yield
     finally:
