@@ -101,8 +101,11 @@ def test_metrics_carry_verl_names_and_sampler_and_learner_agree(finished):
             "timing_s/gen",
         ):
             assert name in line
-        assert line["training/rollout_logprobs_diff_max"] < 5e-5
         assert line["rewards/missing"] == 0
+    # A step in which every group's scores are equal computes nothing, and has nothing to compare.
+    differences = [line["training/rollout_logprobs_diff_max"] for line in metrics(finished)]
+    assert any(value is not None for value in differences)
+    assert all(value is None or value < 5e-5 for value in differences)
     validation = metrics(finished, "validation")[-1]
     assert any(name.startswith("val-core/mini_") and name.endswith("/reward/mean@1") for name in validation)
     assert "val/blind_changed" in validation
@@ -188,7 +191,7 @@ def test_the_other_recipes_run_too(settings, cache, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["optim.learning_rate=1"], "optim.lr"),
+        (["optim.weight_decy=1"], "optim.weight_decay"),
         (["trainer.steps=many"], "many"),
         (["nowhere.yaml"], "nowhere.yaml"),
         (["data.source=/no/such/folder"], "/no/such/folder"),
@@ -213,4 +216,4 @@ def test_help_lists_the_settings():
         [sys.executable, "-m", "vero_jax.train", "--help"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0
-    assert "actor.clip_ratio_low" in done.stdout and "configs/mini.yaml" in done.stdout
+    assert "actor.clip_ratio_low" in done.stdout and "mini.yaml" in done.stdout

@@ -15,6 +15,7 @@ from PIL import Image
 from vero_jax.config import BuildConfig
 from vero_jax.data.geometry import patch_geometry
 from vero_jax.data.policy_folder import mrope_section, write_policy_files
+from vero_jax.data.images import normalise
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError
 from vero_jax.models import attention
@@ -134,7 +135,7 @@ def test_transformers_opens_the_folder_and_gives_the_same_logits(tmp_path, tie):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     prompt = picture_prompt(folder)
     processor = Processor.from_folder(folder)
-    values = (prompt.patches.astype(np.float32) / 255 - 0.5) / 0.5
+    values = normalise(prompt.patches, processor.image_mean, processor.image_std)
     types = np.where(prompt.token_ids == processor.image_token_id, 1, 0)
     with torch.no_grad():
         theirs = model(

@@ -25,9 +25,10 @@ print(len(hits))
 
 
 def run(folder: Path, **environment: str) -> list[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(REPO), "JAX_PLATFORMS": "cpu", **environment},
+        env={**inherited, "PYTHONPATH": str(REPO), "JAX_PLATFORMS": "cpu", **environment},
         capture_output=True,
         text=True,
         check=True,
