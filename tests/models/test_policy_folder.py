@@ -14,8 +14,8 @@ from PIL import Image
 
 from vero_jax.config import BuildConfig
 from vero_jax.data.geometry import patch_geometry
-from vero_jax.data.policy_folder import mrope_section, write_policy_files
 from vero_jax.data.images import normalise
+from vero_jax.data.policy_folder import mrope_section, write_policy_files
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError
 from vero_jax.models import attention
