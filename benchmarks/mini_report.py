@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{table(summaries)}\n\n![curves](mini_curves.png)\n"
     )
     (arguments.out / "mini_results.md").write_text(text)
-    plot_runs(folders, arguments.out / "mini_curves.png", "the default run, three seeds")
+    plot_runs(folders, arguments.out / "mini_curves.png", "the default run")
     print(text)
     return 0
 
