@@ -25,7 +25,6 @@ from vero_jax.models.config import ModelConfig
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
-from vero_jax.parallel.sharding import param_shardings
 from vero_jax.runtime.compilation import enable_compilation_cache
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Prompt, Response
@@ -66,9 +65,7 @@ def answer(
     model_def = ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype)
     # One prompt has no rows to split, so all devices share the weights.
     mesh = make_mesh(MeshConfig(data=1, tensor=-1))
-    params = load_params(
-        folder, model_def, param_shardings(mesh, model_def.logical_axes(), model_def.abstract_params())
-    )
+    params = load_params(folder, model_def, model_def.shardings(mesh))
     rollout = RolloutConfig(
         groups_per_call=1,
         prompt_buckets=(-(-len(prompt.token_ids) // TOKEN_STEP) * TOKEN_STEP,),

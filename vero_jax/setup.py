@@ -27,7 +27,6 @@ from vero_jax.models.config import ModelConfig
 from vero_jax.models.policy import ModelDef, Params
 from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
-from vero_jax.parallel.sharding import param_shardings
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.runtime.compilation import enable_compilation_cache, versions_header
@@ -55,8 +54,7 @@ class System:
 
     def params(self) -> Params:
         """The policy's weights as in its folder, laid out over the mesh."""
-        shardings = param_shardings(self.mesh, self.model_def.logical_axes(), self.model_def.abstract_params())
-        return load_params(self.folder, self.model_def, shardings)
+        return load_params(self.folder, self.model_def, self.model_def.shardings(self.mesh))
 
     def learner(self) -> Learner:
         """The policy's updates in reinforcement."""

@@ -17,7 +17,7 @@ from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.vision import normalise_patches, pixel_table
 from vero_jax.parallel.mesh import make_mesh
-from vero_jax.parallel.sharding import param_shardings, row_sharding
+from vero_jax.parallel.sharding import row_sharding
 
 CONFIG = tiny_config()
 MODEL = ModelDef(CONFIG)
@@ -196,7 +196,7 @@ def test_new_parameters_depend_on_the_seed_alone() -> None:
 
 def test_a_mesh_changes_no_number(params: Any) -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))  # more ways than there are key-value heads
-    shardings = param_shardings(mesh, MODEL.logical_axes(), MODEL.abstract_params())
+    shardings = MODEL.shardings(mesh)
     rows = row_sharding(mesh)
     spread = jax.jit(jax.value_and_grad(loss), in_shardings=(shardings, rows, rows), out_shardings=(None, shardings))
     value, gradients = spread(params, IMAGES, PLACES)

@@ -23,7 +23,6 @@ from vero_jax.errors import UserError
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.weights import INDEX_FILE, SINGLE_FILE, load_params, save_params, stored_dtype
 from vero_jax.parallel.mesh import make_mesh
-from vero_jax.parallel.sharding import param_shardings
 
 
 @functools.cache
@@ -83,7 +82,7 @@ def test_parameters_load_onto_a_mesh(tmp_path: Path) -> None:
     model_def = ModelDef(tiny_config())
     params = write(tmp_path, model_def)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    shardings = param_shardings(mesh, model_def.logical_axes(), model_def.abstract_params())
+    shardings = model_def.shardings(mesh)
     placed = load_params(tmp_path, model_def, shardings)
     assert_equal_trees(placed, params)
     assert placed["language"]["layers"]["mlp"]["up"]["kernel"].sharding.spec == PartitionSpec(None, "fsdp", "tensor")

@@ -22,7 +22,6 @@ from sampling_cases import (
 
 from vero_jax.config import SamplingConfig
 from vero_jax.errors import UserError
-from vero_jax.parallel.sharding import param_shardings
 from vero_jax.sampling.engine import Engine
 
 PROMPTS = [make_prompt(seed, grids=[] if seed in (2, 5) else None) for seed in range(7)]
@@ -101,7 +100,7 @@ def test_seed_step_and_repetition_change_the_samples(groups):
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_eight_devices_sample_the_same(groups, sizes):
     by = engine(8, **sizes)
-    placed = jax.device_put(params(), param_shardings(by.mesh, MODEL.logical_axes(), MODEL.abstract_params()))
+    placed = jax.device_put(params(), MODEL.shardings(by.mesh))
     got = dict(by.generate(placed, PROMPTS, n=3, sampling=SamplingConfig(), seed=0, step=0, max_new_tokens=12))
     for index, group in got.items():
         same(group, groups[index], exact=False)

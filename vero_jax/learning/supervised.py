@@ -22,7 +22,6 @@ from vero_jax.learning.rows import RowPlan, pack_rows, patch_cost
 from vero_jax.learning.schedule import adamw, learning_rate
 from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import row_shards
-from vero_jax.parallel.sharding import param_shardings
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.types import Group, Prompt, Response
 
@@ -96,7 +95,7 @@ class SupervisedLearner:
             optim,
             mesh,
             params_like=params_like,
-            shardings=param_shardings(mesh, model_def.logical_axes(), params_like),
+            shardings=model_def.shardings(mesh),
             row_length=row_length,
             row_patches=row_patches,
             rows_per_micro_batch=rows_per_micro_batch,

@@ -42,7 +42,6 @@ from vero_jax.learning.rows import RowPlan, pack_rows, patch_cost
 from vero_jax.learning.schedule import adamw, learning_rate
 from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import row_shards
-from vero_jax.parallel.sharding import param_shardings
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.types import Group
 
@@ -127,7 +126,7 @@ class Learner:
             optim,
             mesh,
             params_like=params_like,
-            shardings=param_shardings(mesh, model_def.logical_axes(), params_like),
+            shardings=model_def.shardings(mesh),
             max_response_length=max_response_length,
             total_steps=total_steps,
             frozen=("vision",) if freeze_vision else (),

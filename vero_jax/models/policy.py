@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
 
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.qwen3_vl import Qwen3VL
+from vero_jax.parallel.sharding import param_shardings
 
 Params = dict[str, Any]
 """Nested dicts of arrays. Parameters of a stack of layers have a leading layer axis."""
@@ -50,6 +52,10 @@ class ModelDef:
         """The same tree with a tuple of logical axis names (or None) per parameter; see parallel/sharding.py."""
         flat = nnx.to_flat_state(_abstract(self)[1])
         return unflatten_dict({path: variable.get_metadata()["axes"] for path, variable in flat})
+
+    def shardings(self, mesh: Mesh) -> Params:
+        """The same tree with where each parameter lies on a mesh, by the rules of parallel/sharding.py."""
+        return param_shardings(mesh, self.logical_axes(), self.abstract_params())
 
     def init_params(self, seed: int, shardings: Any = None) -> Params:
         """New parameters, drawn on the device; the same for the same seed on any mesh.

@@ -60,7 +60,7 @@ def line_chart(rng: random.Random) -> Task:
     color = pick_colors(rng, 1)[0]
     kind = rng.choice(("trend", "peak", "value"))
     if kind == "trend":
-        values = sorted(rng.sample(range(1, top_value + 1), count)) if top_value > count else list(range(1, count + 1))
+        values = sorted(rng.sample(range(1, top_value + 1), count))
         rising = rng.random() < 0.5
         values = values if rising else values[::-1]
     else:
@@ -99,7 +99,7 @@ def printed(rng: random.Random) -> Task:
     text = str(rng.choice((rng.randint(0, 9), rng.randint(0, 9), rng.randint(10, 99)))) if number else rng.choice(WORDS)
     scale = 4
     needed = text_size(text, scale)
-    width, height = pick_size(rng, tuple((w, h) for w in (64, 96) for h in (64,) if w >= needed[0] + 9))
+    width, height = pick_size(rng, tuple((w, 64) for w in (64, 96) if w >= needed[0] + 9))
     color = pick_colors(rng, 1)[0]
     canvas = Canvas(rng, width, height, (255, 255, 255) if color == "yellow" else None)
     left, top = rng.randint(0, width - needed[0] - 1), rng.randint(0, height - needed[1] - 1)
