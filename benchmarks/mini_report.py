@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,35 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def answers(run: Path, stage: str, mode: str) -> dict[str, float]:
+    """Of a validation's answers: tokens, share that ran out of room, and the accuracy of the rest by domain, averaged."""
+    lines = [json.loads(line) for line in (run / "validation" / f"{stage}.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["mode"] == mode and line["missing"] is None]
+    finished: dict[str, list[float]] = {}
+    for line in lines:
+        if line["stop_reason"] != "length":
+            finished.setdefault(line["domain"], []).append(line["accuracy"])
+    return {
+        "length": statistics.mean(line["response_length"] for line in lines),
+        "cut": statistics.mean(line["stop_reason"] == "length" for line in lines),
+        "finished": statistics.mean(statistics.mean(values) for values in finished.values()),
+    }
+
+
+def answer_table(runs: dict[str, Path]) -> str:
+    """Markdown: what reinforcement changed in the answers, after the cold start → at the end."""
+    lines = ["| run | figure | tokens | ran out of room | accuracy of the others |", "|---|---|---|---|---|"]
+    for label, run in runs.items():
+        for mode, title in (("sampled", "sampled, T 0.7"), ("greedy", "greedy")):
+            stages = [answers(run, stage, mode) for stage in ("after_cold_start", "final")]
+            cells = [
+                " → ".join(form.format(stage[name]) for stage in stages)
+                for name, form in (("length", "{:.1f}"), ("cut", "{:.0%}"), ("finished", "{:.2f}"))
+            ]
+            lines.append(f"| {label} | {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads each run's summary.json and writes the table and the curves."""
@@ -62,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"`python -m vero_jax.train seed=...` on {first['device']}, two cores, jax {first['versions']['jax']}, Python "
         f"{first['versions']['python']}. Accuracy is the mean over the six domains on the validation questions; both\n"
         "figures come from each run's `summary.json`, this page and the curves from `benchmarks/mini_report.py`.\n\n"
-        f"{table(summaries)}\n\n![curves](mini_curves.png)\n"
+        f"{table(summaries)}\n\n"
+        "What changed in the answers, after the cold start → at the end:\n\n"
+        f"{answer_table(folders)}\n\n![curves](mini_curves.png)\n"
     )
     (arguments.out / "mini_results.md").write_text(text)
     plot_runs(folders, arguments.out / "mini_curves.png", "the default run")

@@ -189,6 +189,7 @@ class ColdStartConfig:
 
     steps: int = 0
     batch_size: int = 64  # questions per step
+    max_solution_length: int | None = None  # tokens; longer ones are left out. None: rollout.max_response_length
     lr: float = 1e-3
     warmup_steps: int = 20
     weight_decay: float = 0.01

@@ -111,12 +111,13 @@ class System:
 
     def solved(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Int32[np.ndarray, "R"]]]:
         """(prompt, solution ids with the stop id) of the prompts that have a solution which fits the limits."""
+        limit = self.config.cold_start.max_solution_length or self.config.rollout.max_response_length
         pairs = []
         for prompt in prompts:
             text = reference_solution(prompt, self.config.data.coordinates)
             if text:
                 ids = self.processor.encode_response(text)
-                if len(ids) <= self.config.rollout.max_response_length:
+                if len(ids) <= limit:
                     pairs.append((prompt, ids))
         return pairs
 

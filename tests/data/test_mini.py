@@ -6,12 +6,14 @@ import collections
 import io
 import itertools
 import json
+import random
 import re
 
 import pytest
 from PIL import Image
 
 from vero_jax.data import mini, schema
+from vero_jax.data.mini import draw, task
 from vero_jax.types import DOMAINS
 
 
@@ -65,11 +67,11 @@ def test_questions_and_solutions_are_short_and_pictures_small(rows):
     for _, row in rows["train"]:
         extra = row["extra_info"]
         assert len(extra["question"].split()) < 25, extra["question"]
-        assert len(extra["solution"].split()) < 45, extra["solution"]
+        assert len(extra["solution"].split()) < 75, extra["solution"]
         image = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert image.mode == "RGB"
-        assert min(image.size) >= 48
-        assert max(image.size) <= 160
+        assert min(image.size) >= 32
+        assert max(image.size) <= 128
         sizes.add(image.size)
     assert len(sizes) > 20
     assert any(width % 32 for width, _ in sizes)
@@ -113,6 +115,29 @@ def test_the_reference_solution_scores_full_marks(rows):
         assert (score.accuracy, score.format) == (1.0, 1.0), (row["id"], extra["question"], extra["solution"], truth)
         checked[extra["reward_type"]] += 1
     assert len(checked) == len(schema.REWARD_TYPES) - len(schema.JUDGE_TYPES)
+
+
+def test_some_reference_solutions_think_everything_twice(rows):
+    thoughts = [re.match("<think>(.*)</think>", row["extra_info"]["solution"]).group(1) for _, row in rows["train"]]
+    halves = [thought.split(" Check again: ") for thought in thoughts]
+    assert all(len(parts) == 1 or parts[0] == parts[1] for parts in halves)
+    assert 0.65 < sum(len(parts) == 2 for parts in halves) / len(halves) < 0.85
+
+
+def test_things_stand_in_different_cells_in_reading_order():
+    rng = random.Random(0)
+    for _ in range(50):
+        canvas = draw.Canvas(rng, *draw.pick_size(rng))
+        boxes = draw.scatter(canvas, rng.randint(1, 4))
+        corners = [(left // draw.CELL, top // draw.CELL) for left, top, _, _ in boxes]
+        assert len(set(corners)) == len(boxes)
+        for (left, top, right, bottom), (column, row) in zip(boxes, corners, strict=True):
+            assert right <= min((column + 1) * draw.CELL, canvas.width)
+            assert bottom <= min((row + 1) * draw.CELL, canvas.height)
+            assert right - left >= 22 and bottom - top >= 22
+        listed = task.scene(canvas, boxes, [f"thing{number}" for number in range(len(boxes))])
+        order = sorted(range(len(boxes)), key=lambda number: (corners[number][1], corners[number][0]))
+        assert [part.split()[-1] for part in listed.split(", ")] == [f"thing{number}" for number in order]
 
 
 def test_tokenizer_corpus_is_deterministic_and_covers_every_source():

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -34,6 +35,10 @@ class ParamFactory:
         shape, axes = self._stack(shape, axes)
         value = std * jax.random.normal(self.rngs.params(), shape, jnp.float32)
         return nnx.Param(value.astype(self.dtype), axes=axes)
+
+    def fixed(self, value: np.ndarray, axes: Axes) -> nnx.Param:
+        """The same values for every seed; not for stacked modules."""
+        return nnx.Param(jnp.asarray(value, self.dtype), axes=axes)
 
     def constant(self, shape: tuple[int, ...], axes: Axes, value: float) -> nnx.Param:
         shape, axes = self._stack(shape, axes)

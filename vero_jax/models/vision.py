@@ -76,6 +76,22 @@ def interpolate_positions(
     return total
 
 
+def position_waves(side: int, width: int) -> Float32[np.ndarray, "N D"]:
+    """Start of the position table: sines and cosines of row and column (as in MAE, He et al. 2021, appendix A.1).
+
+    Frequencies rise geometrically from a quarter of a wave to four waves across the image; columns of the table that
+    are left over (D not a multiple of 4) are 0.
+    """
+    count = width // 4
+    waves = 0.25 * 16.0 ** (np.arange(count) / max(count - 1, 1))
+    angles = 2 * np.pi * np.arange(side)[:, None] / max(side - 1, 1) * waves
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    table = np.zeros((side, side, width), np.float32)
+    table[:, :, : 2 * count] = axis[:, None]
+    table[:, :, 2 * count : 4 * count] = axis[None]
+    return table.reshape(side * side, width)
+
+
 def block_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The blocks were trained with the tanh approximation (Hendrycks and Gimpel 2016)."""
     return jax.nn.gelu(x, approximate=True)
@@ -161,7 +177,10 @@ class Merger(nnx.Module):
 
 class PositionTable(nnx.Module):
     def __init__(self, make: ParamFactory, config: VisionConfig) -> None:
-        self.embedding = make.normal((config.num_positions, config.hidden_size), ("positions", "vision_embed"), 0.02)
+        # Waves as large as the patches' own embeddings: with small random entries a new tower sees what is in a picture
+        # long before it sees where, and a policy that cannot tell two things apart does not learn to read scenes.
+        side = round(config.num_positions**0.5)
+        self.embedding = make.fixed(position_waves(side, config.hidden_size), ("positions", "vision_embed"))
 
 
 class VisionTower(nnx.Module):

@@ -7,21 +7,23 @@ import random
 from typing import Any
 
 from vero_jax.data.mini.draw import SHAPES, Canvas, pick_colors, pick_size, scatter
-from vero_jax.data.mini.task import Task
+from vero_jax.data.mini.task import Task, scene
 
 _ENDINGS = ("that is all", "the end", "thank you")
 _STARTS = ("I see", "Here is", "Look:")
 
 
-def _scene(rng: random.Random) -> tuple[Canvas, list[str], list[str]]:
-    """One or two shapes; returns the canvas, their colors and their kinds."""
+def _scene(rng: random.Random) -> tuple[Canvas, list[str], list[str], str]:
+    """One or two shapes; returns the canvas, their colors, their kinds, and what a careful look writes down."""
     count = 1 if rng.random() < 0.65 else 2
-    width, height = pick_size(rng, ((64, 64), (96, 64), (96, 96)) if count == 1 else ((96, 64), (96, 96), (128, 96)))
+    width, height = pick_size(rng)
     canvas = Canvas(rng, width, height)
     colors, kinds = pick_colors(rng, count), rng.sample(SHAPES, count)
-    for color, kind, box in zip(colors, kinds, scatter(rng, width, height, count, 28, 44), strict=True):
+    boxes = scatter(canvas, count)
+    for color, kind, box in zip(colors, kinds, boxes, strict=True):
         canvas.shape(kind, color, box)
-    return canvas, colors, kinds
+    names = [f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True)]
+    return canvas, colors, kinds, f"{scene(canvas, boxes, names)}."
 
 
 def _rule(name: str, **arguments: Any) -> dict[str, Any]:
@@ -34,10 +36,9 @@ def _truth(rules: list[dict[str, Any]]) -> str:
 
 def rules(rng: random.Random) -> Task:
     """Say what is seen and obey one or two rules of form: the words must fit the picture, the form the rules."""
-    canvas, colors, kinds = _scene(rng)
+    canvas, colors, kinds, think = _scene(rng)
     things = [f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True)]
     seen = " and a ".join(things)
-    think = f"The picture shows a {seen}."
     keywords = [_rule("KeywordChecker", keywords=[*colors, *kinds])]
     ask = rng.choice(["Say what you see, with color and shape.", "Name the color and shape of each thing."])
     start, body, end = "It is a", seen, ""
@@ -84,9 +85,8 @@ def rules(rng: random.Random) -> Task:
 
 def captions(rng: random.Random) -> Task:
     """Free captions: these need a judge, half of them together with a rule."""
-    canvas, colors, kinds = _scene(rng)
+    canvas, colors, kinds, think = _scene(rng)
     seen = " and a ".join(f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True))
-    think = f"The picture shows a {seen}."
     caption = f"A {seen} on a plain light background."
     if rng.random() < 0.5:
         question = rng.choice(["Describe the picture.", "Write a short caption for the picture."])

@@ -20,13 +20,14 @@ COLORS: dict[str, RGB] = {
     "green": (36, 160, 62),
     "blue": (38, 84, 224),
     "yellow": (246, 214, 36),
-    "purple": (140, 54, 180),
     "black": (24, 24, 24),
 }
-SYNONYMS = {"purple": ["purple", "violet"], "red": ["red", "scarlet"], "blue": ["blue", "azure"]}
+SYNONYMS = {"red": ["red", "scarlet"], "blue": ["blue", "azure"]}
 SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUNDS: tuple[RGB, ...] = ((255, 255, 255), (246, 244, 236), (232, 240, 246), (238, 246, 234))
 SIZES = ((64, 64), (96, 64), (64, 96), (96, 96))
+CELL = 32
+"""Pixels along a side of the grid that things stand on: what one visual token sees, within a small policy's reach."""
 INK: RGB = (20, 20, 20)
 
 # One string of seven 5-bit rows per character, base 32 digits "0-9a-v", top row first.
@@ -44,7 +45,7 @@ def pick_size(rng: random.Random, sizes: tuple[tuple[int, int], ...] = SIZES, ex
     """A (width, height) from `sizes`; unless `exact`, one picture in four is some pixels off the multiple of 32."""
     width, height = rng.choice(sizes)
     if not exact and rng.random() < 0.25:
-        width, height = width - rng.randint(1, 8), height - rng.randint(1, 8)
+        width, height = width - rng.randint(1, 4), height - rng.randint(1, 4)
     return width, height
 
 
@@ -107,6 +108,13 @@ class Canvas:
         width, height = text_size(text, scale)
         self.text(text, (box[0] + box[2] - width) // 2, (box[1] + box[3] - height) // 2, scale, color)
 
+    def spell(self, text: str, first: int, color: RGB = INK) -> None:
+        """Block characters of scale 4 in neighbouring cells, the first one's number given."""
+        across, down = self.rng.randint(2, 8), self.rng.randint(0, 3)
+        for number, character in enumerate(text, first):
+            left, top, _, _ = cell(self, number)
+            self.text(character, left + across, top + down, 4, color)
+
     def png(self) -> bytes:
         stream = io.BytesIO()
         self.image.save(stream, "PNG", compress_level=1)
@@ -118,44 +126,24 @@ def text_size(text: str, scale: int) -> tuple[int, int]:
     return (6 * len(text) - 1) * scale, 7 * scale
 
 
-def scatter(rng: random.Random, width: int, height: int, count: int, low: int = 22, high: int = 32) -> list[Box]:
-    """`count` square boxes of `low` to `high` pixels that do not touch: one per cell of a grid, anywhere in its cell.
-
-    Where the picture is too small for `high`, the boxes are smaller.
-    """
-    while high >= low and (width // (high + 2)) * (height // (high + 2)) < count:
-        high -= 1
-    if high < low:
-        raise ValueError(f"{count} boxes of {low} pixels do not fit {width} x {height}")
-    columns, rows = width // (high + 2), height // (high + 2)
-    wide, tall = width / columns, height / rows
-    boxes = []
-    for place in rng.sample(range(columns * rows), count):
-        side = rng.randint(low, high)
-        left = int(place % columns * wide) + rng.randint(0, max(0, int(wide) - side - 1))
-        top = int(place // columns * tall) + rng.randint(0, max(0, int(tall) - side - 1))
-        boxes.append((left, top, left + side, top + side))
-    return boxes
+def cell(canvas: Canvas, number: int) -> Box:
+    """Cell `number` of a picture's grid, counted in reading order."""
+    columns = round(canvas.width / CELL)
+    left, top = CELL * (number % columns), CELL * (number // columns)
+    return left, top, left + CELL, top + CELL
 
 
-def aligned(
-    rng: random.Random, width: int, height: int, count: int, step: int = 8, sides: tuple[int, ...] = (24, 32, 40)
-) -> list[Box]:
-    """`count` boxes whose edges are multiples of `step` and that keep `step` pixels apart."""
-    boxes: list[Box] = []
-    tries = 0
-    while len(boxes) < count:
-        tries += 1
-        if tries > 200:
-            boxes, tries = [], 0
-        side = rng.choice(sides)
-        left = step * rng.randint(0, (width - side) // step)
-        top = step * rng.randint(0, (height - side) // step)
-        box = (left, top, left + side, top + side)
-        if all(_apart(box, other, step) for other in boxes):
-            boxes.append(box)
-    return boxes
+def scatter(canvas: Canvas, count: int, low: int = 22, high: int = 30) -> list[Box]:
+    """`count` square boxes of `low` to `high` pixels, each somewhere inside a cell of its own, in random order."""
+    cells = round(canvas.width / CELL) * round(canvas.height / CELL)
+    return [inside(canvas, cell(canvas, number), low, high) for number in canvas.rng.sample(range(cells), count)]
 
 
-def _apart(a: Box, b: Box, gap: int) -> bool:
-    return a[2] + gap <= b[0] or b[2] + gap <= a[0] or a[3] + gap <= b[1] or b[3] + gap <= a[1]
+def inside(canvas: Canvas, box: Box, low: int = 22, high: int = 30) -> Box:
+    """A square of `low` to `high` pixels somewhere in a cell, and in the picture if that ends before its last cell."""
+    side = canvas.rng.randint(low, high)
+    left, top = (
+        start + canvas.rng.randint(0, max(0, min(end, limit) - start - side))
+        for start, end, limit in ((box[0], box[2], canvas.width), (box[1], box[3], canvas.height))
+    )
+    return left, top, min(left + side, canvas.width), min(top + side, canvas.height)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from vero_jax.data.mini.draw import COLORS, SHAPES, SYNONYMS, Canvas, pick_colors, pick_size, scatter
-from vero_jax.data.mini.task import Task, choice, plain
+from vero_jax.data.mini.draw import CELL, COLORS, SHAPES, SIZES, SYNONYMS, Canvas, pick_colors, pick_size, scatter
+from vero_jax.data.mini.task import Task, choice, plain, scene
 
-_LETTERS = "EHLOSTXZ"
+_LETTERS = "EHLOTX"
 
 
 def colors(rng: random.Random) -> Task:
@@ -18,24 +18,24 @@ def colors(rng: random.Random) -> Task:
         width, height = pick_size(rng)
         canvas = Canvas(rng, width, height, canvas_color(rng, color))
         shape, other = rng.choice(SHAPES), "black"
-        canvas.shape(shape, other, scatter(rng, width, height, 1, 22, 30)[0])
+        canvas.shape(shape, other, scatter(canvas, 1)[0])
         question = rng.choice(["What color is the background?", "Name the color behind the shape."])
         think = f"A {other} {shape} is on a {color} background."
         return accepted(canvas, question, color, think)
-    count = 1 if kind < 0.55 else rng.randint(2, 3)
-    width, height = pick_size(rng, ((64, 64), (96, 64), (96, 96)) if count == 1 else ((96, 96), (128, 96)))
+    count = 1 if kind < 0.4 else rng.randint(2, 3)
+    width, height = pick_size(rng, SIZES if count < 3 else ((96, 96), (96, 64)))
     canvas = Canvas(rng, width, height)
     names, shapes = pick_colors(rng, count), rng.sample(SHAPES, count)
-    for color, shape, box in zip(
-        names, shapes, scatter(rng, width, height, count, 28, 40 if count > 1 else 44), strict=True
-    ):
+    boxes = scatter(canvas, count)
+    for color, shape, box in zip(names, shapes, boxes, strict=True):
         canvas.shape(shape, color, box)
+    seen = scene(canvas, boxes, [f"{color} {shape}" for color, shape in zip(names, shapes, strict=True)])
     color, shape = names[0], shapes[0]
     if count == 1:
         question = rng.choice(["What color is the shape?", "Name the color of the shape.", "Which color do you see?"])
     else:
         question = rng.choice([f"What color is the {shape}?", f"Name the color of the {shape}."])
-    return accepted(canvas, question, color, f"The {shape} is {color}.")
+    return accepted(canvas, question, color, f"{seen}. The {shape} is {color}.")
 
 
 def canvas_color(rng: random.Random, color: str) -> tuple[int, int, int]:
@@ -53,15 +53,17 @@ def accepted(canvas: Canvas, question: str, color: str, think: str) -> Task:
 
 def shapes(rng: random.Random) -> Task:
     """The kind of the shape, as a word or as one of the options; one of two by its color when it is hard."""
-    count = 1 if rng.random() < 0.6 else 2
-    width, height = pick_size(rng, ((64, 64), (96, 64), (96, 96)) if count == 1 else ((96, 96), (128, 96)))
+    count = 1 if rng.random() < 0.4 else 2
+    width, height = pick_size(rng)
     canvas = Canvas(rng, width, height)
     names, kinds = pick_colors(rng, count), rng.sample(SHAPES, count)
-    for color, kind, box in zip(names, kinds, scatter(rng, width, height, count, 28, 44), strict=True):
+    boxes = scatter(canvas, count)
+    for color, kind, box in zip(names, kinds, boxes, strict=True):
         canvas.shape(kind, color, box)
+    seen = scene(canvas, boxes, [f"{color} {kind}" for color, kind in zip(names, kinds, strict=True)])
     color, kind = names[0], kinds[0]
     subject = "shape" if count == 1 else f"{color} shape"
-    think = f"The {color} shape is a {kind}."
+    think = f"{seen}. The {color} shape is a {kind}."
     if rng.random() < 0.5:
         question = rng.choice([f"Which is the {subject}?", f"What is the {subject}?", f"Pick the {subject}:"])
         others = rng.sample([name for name in SHAPES if name != kind], rng.choice((1, 2, 3)))
@@ -71,13 +73,12 @@ def shapes(rng: random.Random) -> Task:
 
 
 def letters(rng: random.Random) -> Task:
-    """One large letter."""
-    width, height = pick_size(rng, ((64, 64), (96, 64), (64, 96)))
-    canvas = Canvas(rng, width, height)
-    letter, scale = rng.choice(_LETTERS), rng.choice((5, 6))
-    color = rng.choice(("red", "green", "blue", "purple", "black"))
-    left, top = rng.randint(4, width - 5 * scale - 4), rng.randint(4, height - 7 * scale - 4)
-    canvas.text(letter, left, top, scale, canvas.shake(COLORS[color]))
+    """One letter somewhere."""
+    canvas = Canvas(rng, *pick_size(rng, ((32, 64), (64, 32), (64, 64)), exact=True))
+    letter = rng.choice(_LETTERS)
+    color = rng.choice(("red", "green", "blue", "black"))
+    cells = canvas.width * canvas.height // CELL**2
+    canvas.spell(letter, rng.randrange(cells), canvas.shake(COLORS[color]))
     think = f"The {color} letter is {letter}."
     if rng.random() < 0.4:
         question = rng.choice(["Which letter is shown?", "What letter do you see?"])

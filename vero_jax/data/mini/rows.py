@@ -6,6 +6,7 @@ again without the others, and training and validation never share a generator.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,6 +52,10 @@ SOURCES: dict[str, dict[str, tuple[float, Callable[[random.Random], Task]]]] = {
 }
 """For each domain its sources: the share of the domain's rows, and what draws a row."""
 
+DOUBT_SHARE = 0.75
+"""Share of reference responses that think everything twice. They are as right as the others, but where the room for a
+response is small they do not get to the answer: how much thinking pays is left to reinforcement."""
+
 
 def config_name(domain: str, source: str) -> str:
     """The hub's config name of a source, `<prefix>-<source>`."""
@@ -71,7 +76,8 @@ def shares(total: int, weights: list[float]) -> list[int]:
 def make_task(split: str, seed: int, domain: str, source: str, index: int) -> Task:
     """The question number `index` of a source, drawn but not encoded."""
     rng = random.Random(f"vero_mini/{seed}/{split}/{source}/{index}")  # text seeds are hashed: the same on any machine
-    return SOURCES[domain][source][1](rng)
+    task = SOURCES[domain][source][1](rng)
+    return dataclasses.replace(task, doubts=rng.random() < DOUBT_SHARE)
 
 
 def make_row(split: str, seed: int, domain: str, source: str, index: int) -> dict[str, Any]:

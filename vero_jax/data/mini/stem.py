@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from vero_jax.data.mini.draw import COLORS, Canvas, pick_colors, pick_size
+from vero_jax.data.mini.draw import CELL, COLORS, Canvas, pick_colors
 from vero_jax.data.mini.task import Task, choice, plain
 
 _POLYGONS = {3: "triangle", 4: "square", 5: "pentagon", 6: "hexagon"}
@@ -13,12 +13,12 @@ _POLYGONS = {3: "triangle", 4: "square", 5: "pentagon", 6: "hexagon"}
 
 def angles(rng: random.Random) -> Task:
     """Two thick rays: the angle between them in degrees (5 % off is right), or its kind."""
-    width, height = pick_size(rng, ((96, 96), (128, 96)))
+    width, height = 64, 64
     canvas = Canvas(rng, width, height)
     angle = rng.choice((30, 60, 90, 120, 150))
     color = pick_colors(rng, 1)[0]
-    reach = min(width / 2, height) - 14
-    x, y = width / 2 + rng.randint(-4, 4), height - 10
+    reach = width // 2 - 5
+    x, y = width // 2 + rng.randint(-2, 2), height - 16
     ink = canvas.shake(COLORS[color])
     tips = []
     mirrored = rng.random() < 0.3
@@ -47,13 +47,12 @@ def angles(rng: random.Random) -> Task:
 
 def polygons(rng: random.Random) -> Task:
     """A regular polygon: its number of sides, or its name."""
-    width, height = pick_size(rng, ((64, 64), (96, 64), (96, 96)))
+    width, height = 64, 64
     canvas = Canvas(rng, width, height)
     sides = rng.choice(tuple(_POLYGONS))
     color = pick_colors(rng, 1)[0]
-    radius = rng.randint(22, min(width, height) // 2 - 8) if min(width, height) > 64 else 22
-    x = rng.randint(radius + 2, max(radius + 2, width - radius - 3))
-    y = rng.randint(radius + 2, max(radius + 2, height - radius - 3))
+    radius = rng.randint(24, 28)
+    x, y = (side // 2 + rng.randint(-2, 2) for side in (width, height))
     turn = math.pi / 4 if sides == 4 else 0.0
     corners = [
         (
@@ -82,24 +81,22 @@ def sums(rng: random.Random) -> Task:
     """Two digits with a plus sign, or two groups of dots, to be added."""
     if rng.random() < 0.5:
         first, second = rng.randint(1, 4), rng.randint(1, 4)
-        width, height = pick_size(rng, ((96, 64),))
-        canvas = Canvas(rng, width, height)
-        text = f"{first}+{second}"
-        ink = COLORS[rng.choice(("red", "green", "blue", "purple", "black"))]
-        canvas.text_centered(text, (0, 0, width, height), 4, canvas.shake(ink))
+        rows = rng.randint(1, 2)
+        canvas = Canvas(rng, 3 * CELL, rows * CELL)
+        ink = COLORS[rng.choice(("red", "green", "blue", "black"))]
+        canvas.spell(f"{first}+{second}", 3 * rng.randrange(rows), canvas.shake(ink))
         question = rng.choice(["What is the sum?", "Compute the sum shown.", "Solve it."])
         think = f"I read {first} and {second}, {first} + {second} = {first + second}."
         return plain(canvas, question, "numeric", str(first + second), think)
     first, second = rng.randint(1, 4), rng.randint(1, 4)
-    width, height = (128, 64)
+    width, height = 2 * CELL, CELL
     canvas = Canvas(rng, width, height)
     colors = pick_colors(rng, 2)
     for group, (amount, color) in enumerate(zip((first, second), colors, strict=True)):
         middle, center = width * (1 + 2 * group) // 4, height // 2
         for dot in range(amount):
-            x, y = middle - 13 + 26 * (dot % 2), center - 13 + 26 * (dot // 2)
-            canvas.shape("circle", color, (x - 10, y - 10, x + 10, y + 10))
-    canvas.draw.line((width // 2, 0, width // 2, height), fill=(150, 150, 150), width=2)
+            x, y = middle - 7 + 14 * (dot % 2), center - 7 + 14 * (dot // 2)
+            canvas.shape("circle", color, (x - 5, y - 5, x + 6, y + 6))
     question = rng.choice(
         ["How many dots are there on both sides together?", "Add the dots on the left and the right."]
     )

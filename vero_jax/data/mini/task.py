@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from vero_jax.data.mini.draw import Box, Canvas
 
 LETTERS = "ABCD"
+DOUBT = "Check again:"
+"""Between the first and the second time that a reference response thinks the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,16 @@ class Task:
     """The answer as the reference response gives it, without box and tags."""
     answer: str = ""
     tolerance: float | None = None
+    doubts: bool = False
+    """The reference response goes through its thoughts a second time before it answers."""
 
     @property
     def solution(self) -> str:
         """The reference response in Vero's format."""
         boxed = self.reward_type not in UNBOXED
         answer = f"\\boxed{{{self.final}}}" if boxed else self.final
-        return f"<think>{self.think}</think><answer>{answer}</answer>"
+        think = f"{self.think} {DOUBT} {self.think}" if self.doubts else self.think
+        return f"<think>{think}</think><answer>{answer}</answer>"
 
 
 UNBOXED = ("grounding", "clicking", "instruction_following", "instruction_following_llm_judge", "llm_judge")
@@ -65,6 +70,16 @@ def whereabouts(canvas: Canvas, box: Box) -> str:
     down = int(3 * (box[1] + box[3]) / (2 * canvas.height))
     words = (("top", "", "bottom")[min(2, down)], ("left", "", "right")[min(2, across)])
     return " ".join(word for word in words if word) or "center"
+
+
+def scene(canvas: Canvas, boxes: Sequence[Box], names: Sequence[str]) -> str:
+    """What a careful look writes down: each thing behind its place, in reading order."""
+    order = sorted(range(len(boxes)), key=lambda place: _reading_order(canvas, boxes[place]))
+    return ", ".join(f"{whereabouts(canvas, boxes[place])} {names[place]}" for place in order)
+
+
+def _reading_order(canvas: Canvas, box: Box) -> tuple[int, int]:
+    return 3 * (box[1] + box[3]) // (2 * canvas.height), box[0] + box[2]
 
 
 def boxes_json(boxes: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
