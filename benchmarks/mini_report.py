@@ -43,7 +43,7 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
 
 
 def answers(run: Path, stage: str, mode: str) -> dict[str, float]:
-    """Of a validation's answers: tokens, share that ran out of room, and the accuracy of the rest by domain, averaged."""
+    """Of a validation: tokens an answer, share that ran out of room, accuracy of the rest (mean over the domains)."""
     lines = [json.loads(line) for line in (run / "validation" / f"{stage}.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["mode"] == mode and line["missing"] is None]
     finished: dict[str, list[float]] = {}

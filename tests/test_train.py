@@ -32,7 +32,7 @@ def command(run: Path, cache: Path, *settings: str) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    env = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PJRT_NPROC")}
     return env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 

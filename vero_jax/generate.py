@@ -25,7 +25,7 @@ from vero_jax.models.config import ModelConfig
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
-from vero_jax.runtime.compilation import enable_compilation_cache
+from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Prompt, Response
 
@@ -179,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         min_p=pick(args.min_p, default.min_p),
     )
     sampling = _checked(sampling, args.n, args.max_tokens)
+    spare_host_threads()
     enable_compilation_cache(DataConfig().cache_dir)
     responses = answer(
         folder,

@@ -29,7 +29,7 @@ from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.rewards.pool import RewardPool
-from vero_jax.runtime.compilation import enable_compilation_cache, versions_header
+from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads, versions_header
 from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Prompt
@@ -139,6 +139,7 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
     Raises:
       UserError: data, policy folder, mesh or limits do not fit; one sentence says which.
     """
+    spare_host_threads()
     enable_compilation_cache(config.data.cache_dir)
     say(versions_header())
     mesh = make_mesh(config.mesh)

@@ -1,4 +1,4 @@
-"""The compilation cache is used by a second process, and its place is the user's choice."""
+"""The compilation cache is used by a second process, its place is the user's choice; fake devices get threads enough."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vero_jax.runtime.compilation import devices_line
+import pytest
+
+from vero_jax.runtime.compilation import devices_line, spare_host_threads
 
 REPO = Path(__file__).parents[2]
 
@@ -50,3 +52,36 @@ def test_the_users_own_cache_wins(tmp_path):
 
 def test_devices_line():
     assert " x cpu" in devices_line()
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        ({}, None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
+        ({"XLA_FLAGS": "--xla_dump_to=x --xla_force_host_platform_device_count=8"}, "32"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PJRT_NPROC": "3"}, "3"),
+    ],
+)
+def test_several_devices_on_one_host_get_threads_to_spare(given, threads):
+    environ = dict(given)
+    spare_host_threads(environ)
+    assert environ.get("PJRT_NPROC") == threads
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_the_threads_are_there():
+    code = """
+import os
+from vero_jax.runtime.compilation import spare_host_threads
+spare_host_threads()
+import jax
+jax.devices()
+names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+print(sum("Eigen" in name for name in names))
+"""
+    environ = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
+    environ |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 32

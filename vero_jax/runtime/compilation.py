@@ -7,11 +7,15 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from vero_jax.runtime.files import friendly_writes
 
 PACKAGES = ("vero-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+THREADS_PER_HOST_DEVICE = 4
 
 
 def enable_compilation_cache(cache_dir: str | Path) -> Path:
@@ -31,6 +35,18 @@ def enable_compilation_cache(cache_dir: str | Path) -> Path:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
+
+
+def spare_host_threads(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Gives XLA threads to spare where XLA_FLAGS splits the host into several devices. Call it before any jit.
+
+    On a machine with fewer cores than such devices XLA starts one thread per device. A thread that waits in a collective
+    is then missing where another device wants to compute, and a program can stand still until XLA aborts the process
+    (seen with 8 devices on 2 cores under load). PJRT_NPROC, when the user has set it, wins.
+    """
+    found = re.search(r"--xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
+    if found and int(found[1]) > 1:
+        environ.setdefault("PJRT_NPROC", str(THREADS_PER_HOST_DEVICE * int(found[1])))
 
 
 def versions() -> dict[str, str]:

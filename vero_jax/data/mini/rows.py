@@ -53,8 +53,8 @@ SOURCES: dict[str, dict[str, tuple[float, Callable[[random.Random], Task]]]] = {
 """For each domain its sources: the share of the domain's rows, and what draws a row."""
 
 DOUBT_SHARE = 0.75
-"""Share of reference responses that think everything twice. They are as right as the others, but where the room for a
-response is small they do not get to the answer: how much thinking pays is left to reinforcement."""
+"""Share of reference responses that think everything twice. They are as right as the others, but where an answer has
+little room they end before they answer: how much thinking pays is left to reinforcement."""
 
 
 def config_name(domain: str, source: str) -> str:
