@@ -18,6 +18,7 @@ import numpy as np
 
 from vero_jax.config import ActorConfig, MeshConfig, OptimConfig
 from vero_jax.data.geometry import mrope_positions
+from vero_jax.learning.programs import TrainablePolicy
 from vero_jax.learning.update import Learner
 from vero_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vero_jax.models.policy import ModelDef
@@ -83,15 +84,11 @@ def measure(model_def: ModelDef, groups: Sequence[Group], args: argparse.Namespa
     actor = ActorConfig(
         row_length=rows, row_patches=65536, rows_per_micro_batch=per_micro, mini_batch_prompts=len(groups)
     )
-    learner = Learner.for_model(
-        model_def,
-        actor,
-        OptimConfig(),
-        make_mesh(MeshConfig()),
-        max_response_length=2 * args.response,
-        attention_block=args.attention_block,
-        vocab_block=args.vocab_block,
+    mesh = make_mesh(MeshConfig())
+    policy = TrainablePolicy.of_model(
+        model_def, mesh, attention_block=args.attention_block, vocab_block=args.vocab_block
     )
+    learner = Learner(policy, actor, OptimConfig(), mesh, max_response_length=2 * args.response)
     state = learner.init_state(model_def.init_params(0))
     times = []
     for step in range(1, args.repeats + 2):

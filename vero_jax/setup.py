@@ -20,6 +20,7 @@ from vero_jax.data.prepare import PreparedData, prepare
 from vero_jax.data.processor import Processor
 from vero_jax.data.solutions import reference_solution
 from vero_jax.errors import UserError
+from vero_jax.learning.programs import TrainablePolicy
 from vero_jax.learning.supervised import SupervisedLearner
 from vero_jax.learning.update import Learner
 from vero_jax.models.build import build_policy
@@ -59,35 +60,39 @@ class System:
     def learner(self) -> Learner:
         """The policy's updates in reinforcement."""
         config = self.config
-        return Learner.for_model(
-            self.model_def,
+        return Learner(
+            self._policy(config.rollout.sampling.temperature),
             config.actor,
             config.optim,
             self.mesh,
             max_response_length=config.rollout.max_response_length,
-            temperature=config.rollout.sampling.temperature,
-            attention_block=config.rollout.attention_block,
-            vocab_block=config.rollout.vocab_block,
             total_steps=config.trainer.steps,
-            freeze_vision=config.model.freeze_vision,
             guard=self.guard,
         )
 
     def teacher(self) -> SupervisedLearner:
         """The policy's updates in the cold start."""
         config = self.config
-        return SupervisedLearner.for_model(
-            self.model_def,
+        return SupervisedLearner(
+            self._policy(temperature=1.0),
             config.cold_start,
             config.optim,
             self.mesh,
             row_length=config.actor.row_length,
             row_patches=config.actor.row_patches,
             rows_per_micro_batch=config.actor.rows_per_micro_batch,
-            attention_block=config.rollout.attention_block,
-            vocab_block=config.rollout.vocab_block,
-            freeze_vision=config.model.freeze_vision,
             guard=self.guard,
+        )
+
+    def _policy(self, temperature: float) -> TrainablePolicy:
+        rollout = self.config.rollout
+        return TrainablePolicy.of_model(
+            self.model_def,
+            self.mesh,
+            temperature=temperature,
+            attention_block=rollout.attention_block,
+            vocab_block=rollout.vocab_block,
+            freeze_vision=self.config.model.freeze_vision,
         )
 
     def reward_pool(self) -> RewardPool:

@@ -11,6 +11,7 @@ import pytest
 from tests.learning.policies import random_groups, tiny_model
 from vero_jax.config import ActorConfig, ColdStartConfig, MeshConfig, OptimConfig
 from vero_jax.errors import UserError
+from vero_jax.learning.programs import TrainablePolicy
 from vero_jax.learning.supervised import SupervisedLearner
 from vero_jax.learning.update import Learner
 from vero_jax.parallel.mesh import make_mesh
@@ -20,15 +21,14 @@ TINY = tiny_model()
 
 @functools.cache
 def learner(row_length=256):
-    return SupervisedLearner.for_model(
-        TINY,
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return SupervisedLearner(
+        TrainablePolicy.of_model(TINY, mesh, attention_block=64, vocab_block=128),
         ColdStartConfig(steps=20, lr=3e-3, warmup_steps=0),
         OptimConfig(),
-        make_mesh(MeshConfig(), jax.devices()[:1]),
+        mesh,
         row_length=row_length,
         row_patches=128,
-        attention_block=64,
-        vocab_block=128,
     )
 
 
@@ -69,6 +69,6 @@ def test_empty_solutions_are_refused(params):
 def test_its_state_has_the_shape_of_reinforcement():
     actor = ActorConfig(row_length=256, row_patches=128)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    other = Learner.for_model(TINY, actor, OptimConfig(), mesh, max_response_length=8)
+    other = Learner(TrainablePolicy.of_model(TINY, mesh), actor, OptimConfig(), mesh, max_response_length=8)
     ours, theirs = learner().abstract_state(), other.abstract_state()
     assert jax.tree.map(lambda x: x.shape, ours) == jax.tree.map(lambda x: x.shape, theirs)

@@ -14,6 +14,7 @@ from tests.learning.golden import cases, load
 from tests.learning.policies import make_group, random_groups, table_policy, tiny_model
 from vero_jax.config import ActorConfig, MeshConfig, OptimConfig
 from vero_jax.errors import UserError
+from vero_jax.learning.programs import TrainablePolicy
 from vero_jax.learning.update import Learner
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.sharding import replicated
@@ -28,12 +29,10 @@ def one_device():
 def table_learner(params, actor, optim=None, mesh=None, guard=None):
     mesh = mesh or one_device()
     return Learner(
-        table_policy,
+        TrainablePolicy(table_policy, params, jax.tree.map(lambda _: replicated(mesh), params)),
         actor,
         optim or OptimConfig(lr=1e-2, warmup_steps=0),
         mesh,
-        params_like=params,
-        shardings=jax.tree.map(lambda _: replicated(mesh), params),
         max_response_length=64,
         guard=guard,
     )
@@ -104,16 +103,9 @@ TINY = tiny_model()
 def tiny_learner(row_length=256, rows_per_micro_batch=1, mesh_sizes=None, freeze_vision=False):
     """A learner of the tiny model; kept, because compiling is what these tests spend their time on."""
     actor = small(row_length=row_length, row_patches=128, rows_per_micro_batch=rows_per_micro_batch)
-    return Learner.for_model(
-        TINY,
-        actor,
-        OptimConfig(lr=1e-3, warmup_steps=0),
-        make_mesh(MeshConfig(*mesh_sizes)) if mesh_sizes else one_device(),
-        max_response_length=32,
-        attention_block=64,
-        vocab_block=128,
-        freeze_vision=freeze_vision,
-    )
+    mesh = make_mesh(MeshConfig(*mesh_sizes)) if mesh_sizes else one_device()
+    policy = TrainablePolicy.of_model(TINY, mesh, attention_block=64, vocab_block=128, freeze_vision=freeze_vision)
+    return Learner(policy, actor, OptimConfig(lr=1e-3, warmup_steps=0), mesh, max_response_length=32)
 
 
 def gradient(learner, params, groups, *, keep_all=False):

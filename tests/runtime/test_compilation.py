@@ -1,4 +1,4 @@
-"""The compilation cache is used by a second process, its place is the user's choice; fake devices get threads enough."""
+"""The compilation cache is used by a second process, its place is the user's choice; fake devices get threads."""
 
 from __future__ import annotations
 

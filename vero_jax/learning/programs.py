@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int32, UInt32
 
 from vero_jax.learning.aggregation import AggregationMode, Totals, aggregate
 from vero_jax.learning.metrics import mismatch_sums
-from vero_jax.learning.rows import Rows, Signals
+from vero_jax.learning.rows import Rows, Signals, patch_cost
 from vero_jax.learning.schedule import clip_by_global_norm, descend
 from vero_jax.models.attention import shared_prefix_attention
 from vero_jax.models.head import token_logprobs
@@ -70,20 +70,54 @@ Objective = Callable[[Float32[Array, "B U"], Float32[Array, "B U"], Batch], tupl
 """(log-probabilities, entropy, batch) -> (this micro-batch's share of the loss, sums for the metrics)."""
 
 
-def model_forward(
-    model_def: ModelDef,
-    *,
-    temperature: float = 1.0,
-    attention_block: int = 512,
-    vocab_block: int = 16384,
-    valid_vocab: int | None = None,
-) -> PolicyForward:
-    """The policy of a `ModelDef`: images and prompts once per group, exact float32 log-probabilities.
+@dataclasses.dataclass(frozen=True)
+class TrainablePolicy:
+    """All that an update needs to know of a policy, whatever its model is."""
 
-    Args:
-      temperature: of the sampling whose log-probabilities are meant.
-      valid_vocab: entries of the head that belong to the vocabulary; None for all.
-    """
+    forward: PolicyForward
+    params_like: Params
+    """The parameters, or their `ShapeDtypeStruct`s; a dict."""
+    shardings: Any
+    """A tree of `NamedSharding` of the same structure."""
+    frozen: tuple[str, ...] = ()
+    """Top-level names of parameters that get no gradient, no decay and no optimizer state."""
+    merge_size: int = 2
+    """Patches along one side of a merged visual token."""
+    patch_cost: float = 0.25
+    """Work of a vision patch, in language tokens; see `rows.patch_cost`."""
+
+    @classmethod
+    def of_model(
+        cls,
+        model_def: ModelDef,
+        mesh: Mesh,
+        *,
+        temperature: float = 1.0,
+        attention_block: int = 512,
+        vocab_block: int = 16384,
+        freeze_vision: bool = False,
+    ) -> TrainablePolicy:
+        """A Qwen3-VL, its parameters laid out on the mesh.
+
+        Args:
+          temperature: of the sampling whose log-probabilities are meant.
+          attention_block, vocab_block: tokens and vocabulary entries that are computed at a time.
+        """
+        params_like = model_def.abstract_params()
+        return cls(
+            model_forward(model_def, temperature=temperature, attention_block=attention_block, vocab_block=vocab_block),
+            params_like,
+            model_def.shardings(mesh),
+            frozen=("vision",) if freeze_vision else (),
+            merge_size=model_def.config.vision.merge_size,
+            patch_cost=patch_cost(params_like),
+        )
+
+
+def model_forward(
+    model_def: ModelDef, *, temperature: float = 1.0, attention_block: int = 512, vocab_block: int = 16384
+) -> PolicyForward:
+    """The policy of a `ModelDef`: images and prompts once per group, exact float32 log-probabilities."""
 
     def forward(params: Params, rows: Rows) -> tuple[Float32[Array, "B U"], Float32[Array, "B U"]]:
         model = model_def.bind(params)
@@ -103,7 +137,6 @@ def model_forward(
             rows.targets.reshape(-1),
             temperature=temperature,
             block=vocab_block,
-            valid_vocab=valid_vocab,
         )
         return logprobs.reshape(rows.targets.shape), entropy.reshape(rows.targets.shape)
 
@@ -111,32 +144,24 @@ def model_forward(
 
 
 class Programs:
-    """The jitted functions, with shardings and donated buffers; compiled once per shape of rows.
-
-    Args:
-      params_like: the parameters, or their `ShapeDtypeStruct`s.
-      shardings: a tree of `NamedSharding` of the same structure.
-      frozen: top-level names of parameters that get no gradient, no decay and no optimizer state.
-    """
+    """The jitted functions, with shardings and donated buffers; compiled once per shape of rows."""
 
     def __init__(
         self,
-        forward: PolicyForward,
+        policy: TrainablePolicy,
         objective: Objective,
         optimizer: optax.GradientTransformation,
         *,
         mesh: Mesh,
-        params_like: Params,
-        shardings: Any,
         grad_clip: float,
         entropy_mode: AggregationMode = "token-mean",
-        frozen: tuple[str, ...] = (),
         guard: TraceGuard | None = None,
         name: str = "learner",
     ) -> None:
         guard = guard if guard is not None else TraceGuard()
         self.mesh = mesh
         self.rows_sharding, whole = row_sharding(mesh), replicated(mesh)
+        forward, shardings, frozen = policy.forward, policy.shardings, policy.frozen
 
         def trained(tree: Params) -> Params:
             return {key: None if key in frozen else part for key, part in tree.items()}
@@ -144,7 +169,7 @@ class Programs:
         def merged(tree: Params, full: Params) -> Params:
             return {key: full[key] if part is None else part for key, part in tree.items()}
 
-        abstract = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params_like))
+        abstract = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), policy.params_like))
         self._abstract_params = abstract
         gradient_shardings = trained(shardings)
         opt_state_shardings = optax.tree_utils.tree_map_params(

@@ -17,10 +17,9 @@ from jaxtyping import Array, Float, Float32, Int32
 from vero_jax.config import ColdStartConfig, OptimConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import Totals, aggregate
-from vero_jax.learning.programs import Batch, Params, PolicyForward, Programs, Sums, TrainState, model_forward, to_host
-from vero_jax.learning.rows import RowPlan, pack_rows, patch_cost
+from vero_jax.learning.programs import Batch, Params, Programs, Sums, TrainablePolicy, TrainState, to_host
+from vero_jax.learning.rows import RowPlan, pack_rows
 from vero_jax.learning.schedule import adamw, learning_rate
-from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import row_shards
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.types import Group, Prompt, Response
@@ -30,7 +29,7 @@ class SupervisedLearner:
     """Turns prompts with reference solutions into a new state; its own schedule and optimizer moments.
 
     Args:
-      forward, params_like, shardings, frozen, merge_size, guard: as for `update.Learner`.
+      policy, guard: as for `update.Learner`.
       config: learning rate, warm-up, decay and schedule of this stage, which ends at `config.steps`.
       optim: betas, eps and the gradient clip.
       row_length, row_patches, rows_per_micro_batch: as in `ActorConfig`.
@@ -38,71 +37,28 @@ class SupervisedLearner:
 
     def __init__(
         self,
-        forward: PolicyForward,
+        policy: TrainablePolicy,
         config: ColdStartConfig,
         optim: OptimConfig,
         mesh: Mesh,
         *,
-        params_like: Params,
-        shardings: Any,
         row_length: int,
         row_patches: int,
         rows_per_micro_batch: int = 1,
-        frozen: tuple[str, ...] = (),
-        merge_size: int = 2,
-        patch_cost: float = 0.25,
         guard: TraceGuard | None = None,
     ) -> None:
         self.config, self.mesh = config, mesh
         self._row_length, self._row_patches = row_length, row_patches
         self._rows_per_micro_batch = rows_per_micro_batch
-        self._merge_size, self._patch_cost = merge_size, patch_cost
+        self._merge_size, self._patch_cost = policy.merge_size, policy.patch_cost
         self.programs = Programs(
-            forward,
+            policy,
             cross_entropy,
             adamw(optim.betas, optim.eps, config.weight_decay),
             mesh=mesh,
-            params_like=params_like,
-            shardings=shardings,
             grad_clip=optim.grad_clip,
-            frozen=frozen,
             guard=guard,
             name="supervised",
-        )
-
-    @classmethod
-    def for_model(
-        cls,
-        model_def: ModelDef,
-        config: ColdStartConfig,
-        optim: OptimConfig,
-        mesh: Mesh,
-        *,
-        row_length: int,
-        row_patches: int,
-        rows_per_micro_batch: int = 1,
-        attention_block: int = 512,
-        vocab_block: int = 16384,
-        valid_vocab: int | None = None,
-        freeze_vision: bool = False,
-        guard: TraceGuard | None = None,
-    ) -> SupervisedLearner:
-        """The cold start of a Qwen3-VL policy."""
-        params_like = model_def.abstract_params()
-        return cls(
-            model_forward(model_def, attention_block=attention_block, vocab_block=vocab_block, valid_vocab=valid_vocab),
-            config,
-            optim,
-            mesh,
-            params_like=params_like,
-            shardings=model_def.shardings(mesh),
-            row_length=row_length,
-            row_patches=row_patches,
-            rows_per_micro_batch=rows_per_micro_batch,
-            frozen=("vision",) if freeze_vision else (),
-            merge_size=model_def.config.vision.merge_size,
-            patch_cost=patch_cost(params_like),
-            guard=guard,
         )
 
     def init_state(self, params: Params) -> TrainState:

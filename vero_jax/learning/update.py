@@ -1,6 +1,6 @@
 """One step of reinforcement: mini-batches by prompt, accumulated gradients over micro-batches of rows, AdamW.
 
-    learner = Learner.for_model(model_def, config.actor, config.optim, mesh, ...)
+    learner = Learner(TrainablePolicy.of_model(model_def, mesh), config.actor, config.optim, mesh, ...)
     state = learner.init_state(params)
     state, metrics = learner.step(state, groups, step)        # groups carry advantages
 
@@ -30,17 +30,15 @@ from vero_jax.learning.metrics import add_mismatch, mismatch_metrics
 from vero_jax.learning.programs import (
     Batch,
     Params,
-    PolicyForward,
     Programs,
     Sums,
+    TrainablePolicy,
     TrainState,
-    model_forward,
     policy_sums,
     to_host,
 )
-from vero_jax.learning.rows import RowPlan, pack_rows, patch_cost
+from vero_jax.learning.rows import RowPlan, pack_rows
 from vero_jax.learning.schedule import adamw, learning_rate
-from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import row_shards
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.types import Group
@@ -50,90 +48,37 @@ class Learner:
     """Turns groups with advantages into a new state.
 
     Args:
-      forward: the policy, see `programs.PolicyForward`.
-      params_like: the parameters or their shapes; a dict.
-      shardings: a tree of shardings of the same structure.
+      policy: what is trained; `TrainablePolicy.of_model` for a Qwen3-VL.
       max_response_length: the divisor of `seq-mean-token-sum-norm`.
       total_steps: where the cosine schedule ends.
-      frozen: top-level parameter names that are not trained.
-      merge_size: patches along one side of a merged visual token.
-      patch_cost: work of a vision patch, in language tokens; see `rows.patch_cost`.
       guard: counts traces of the compiled functions.
     """
 
     def __init__(
         self,
-        forward: PolicyForward,
+        policy: TrainablePolicy,
         actor: ActorConfig,
         optim: OptimConfig,
         mesh: Mesh,
         *,
-        params_like: Params,
-        shardings: Any,
         max_response_length: int,
         total_steps: int = 0,
-        frozen: tuple[str, ...] = (),
-        merge_size: int = 2,
-        patch_cost: float = 0.25,
         guard: TraceGuard | None = None,
     ) -> None:
         self.actor, self.optim, self.mesh = actor, optim, mesh
         self._width = max_response_length
         self._total_steps = total_steps
-        self._merge_size, self._patch_cost = merge_size, patch_cost
+        self._merge_size, self._patch_cost = policy.merge_size, policy.patch_cost
         self.programs = Programs(
-            forward,
+            policy,
             lambda logprobs, entropy, batch: actor_objective(logprobs, entropy, batch, actor),
             adamw(optim.betas, optim.eps, optim.weight_decay),
             mesh=mesh,
-            params_like=params_like,
-            shardings=shardings,
             grad_clip=optim.grad_clip,
             entropy_mode=actor.loss_agg_mode,
-            frozen=frozen,
             guard=guard,
         )
         self._response_kl = jax.jit(_response_kl, static_argnums=3, out_shardings=self.programs.rows_sharding)
-
-    @classmethod
-    def for_model(
-        cls,
-        model_def: ModelDef,
-        actor: ActorConfig,
-        optim: OptimConfig,
-        mesh: Mesh,
-        *,
-        max_response_length: int,
-        temperature: float = 1.0,
-        attention_block: int = 512,
-        vocab_block: int = 16384,
-        valid_vocab: int | None = None,
-        total_steps: int = 0,
-        freeze_vision: bool = False,
-        guard: TraceGuard | None = None,
-    ) -> Learner:
-        """The learner of a Qwen3-VL policy."""
-        params_like = model_def.abstract_params()
-        return cls(
-            model_forward(
-                model_def,
-                temperature=temperature,
-                attention_block=attention_block,
-                vocab_block=vocab_block,
-                valid_vocab=valid_vocab,
-            ),
-            actor,
-            optim,
-            mesh,
-            params_like=params_like,
-            shardings=model_def.shardings(mesh),
-            max_response_length=max_response_length,
-            total_steps=total_steps,
-            frozen=("vision",) if freeze_vision else (),
-            merge_size=model_def.config.vision.merge_size,
-            patch_cost=patch_cost(params_like),
-            guard=guard,
-        )
 
     def init_state(self, params: Params) -> TrainState:
         """A state at step 0 with fresh optimizer moments; `params` stays valid."""

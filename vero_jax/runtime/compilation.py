@@ -40,9 +40,9 @@ def enable_compilation_cache(cache_dir: str | Path) -> Path:
 def spare_host_threads(environ: MutableMapping[str, str] = os.environ) -> None:
     """Gives XLA threads to spare where XLA_FLAGS splits the host into several devices. Call it before any jit.
 
-    On a machine with fewer cores than such devices XLA starts one thread per device. A thread that waits in a collective
-    is then missing where another device wants to compute, and a program can stand still until XLA aborts the process
-    (seen with 8 devices on 2 cores under load). PJRT_NPROC, when the user has set it, wins.
+    On a machine with fewer cores than such devices XLA starts one thread per device. A thread that waits in a
+    collective is then missing where another device wants to compute, and a program can stand still until XLA aborts
+    the process (seen with 8 devices on 2 cores under load). PJRT_NPROC, when the user has set it, wins.
     """
     found = re.search(r"--xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
     if found and int(found[1]) > 1:
