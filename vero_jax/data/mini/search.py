@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from vero_jax.data.mini.draw import CELL, COLORS, SHAPES, Box, Canvas, cell, inside, pick_colors, pick_size, scatter
-from vero_jax.data.mini.task import Task, clicking, grounding, plain, scene, whereabouts
+from vero_jax.data.mini.task import Task, clicking, counted, grounding, plain, scene, whereabouts
 
 
 def counting(rng: random.Random) -> Task:
@@ -20,21 +19,15 @@ def counting(rng: random.Random) -> Task:
             canvas.shape(kind, color, box)
         noun = kind + ("es" if kind == "cross" else "s")
         question = rng.choice([f"How many {noun} are there?", f"Count the {noun}.", "How many shapes do you see?"])
-        think = f"{_numbered(canvas, boxes)}. That is {total}."
+        think = f"{counted(canvas, boxes)}. That is {total}."
         return plain(canvas, question, "counting", str(total), think)
     colors = pick_colors(rng, 2)
     wanted = rng.randint(1, total)
     for place, box in enumerate(boxes):
         canvas.shape(rng.choice(SHAPES), colors[0] if place < wanted else colors[1], box)
     question = rng.choice([f"How many shapes are {colors[0]}?", f"Count the {colors[0]} shapes."])
-    think = f"{_numbered(canvas, boxes[:wanted])}. That is {wanted}."
+    think = f"{counted(canvas, boxes[:wanted])}. That is {wanted}."
     return plain(canvas, question, "counting", str(wanted), think)
-
-
-def _numbered(canvas: Canvas, boxes: Sequence[Box]) -> str:
-    """The places of some shapes in reading order, counted."""
-    places = scene(canvas, boxes, [""] * len(boxes)).split(",")
-    return ", ".join(f"{number} {place.strip()}" for number, place in enumerate(places, 1))
 
 
 def _cells(rng: random.Random, canvas: Canvas, count: int) -> list[Box]:

@@ -74,12 +74,24 @@ def whereabouts(canvas: Canvas, box: Box) -> str:
 
 def scene(canvas: Canvas, boxes: Sequence[Box], names: Sequence[str]) -> str:
     """What a careful look writes down: each thing behind its place, in reading order."""
-    order = sorted(range(len(boxes)), key=lambda place: _reading_order(canvas, boxes[place]))
-    return ", ".join(f"{whereabouts(canvas, boxes[place])} {names[place]}" for place in order)
+    order = reading_order(canvas, boxes)
+    return ", ".join(f"{whereabouts(canvas, boxes[number])} {names[number]}" for number in order)
 
 
-def _reading_order(canvas: Canvas, box: Box) -> tuple[int, int]:
-    return 3 * (box[1] + box[3]) // (2 * canvas.height), box[0] + box[2]
+def counted(canvas: Canvas, boxes: Sequence[Box]) -> str:
+    """The places of some things, numbered in reading order."""
+    order = reading_order(canvas, boxes)
+    return ", ".join(f"{count} {whereabouts(canvas, boxes[number])}" for count, number in enumerate(order, 1))
+
+
+def reading_order(canvas: Canvas, boxes: Sequence[Box]) -> list[int]:
+    """The boxes' indices by the third of the picture that their middle is in, from the top, then from left to right."""
+
+    def key(number: int) -> tuple[int, int]:
+        left, top, right, bottom = boxes[number]
+        return 3 * (top + bottom) // (2 * canvas.height), left + right
+
+    return sorted(range(len(boxes)), key=key)
 
 
 def boxes_json(boxes: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
