@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from vero_jax.errors import UserError
+from vero_jax.errors import CountedError, UserError
 
 IMAGE_MARKER = "<image>"
 
@@ -46,16 +46,8 @@ QWEN_TEMPLATE = """\
 """The template of policies built here: what Qwen3-VL's own writes for system, user and assistant turns."""
 
 
-class PromptError(ValueError):
-    """A question that cannot become a prompt. `reason` is a short phrase to count by, the message has the details."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.reason, self.detail)
+class PromptError(CountedError):
+    """A question that cannot become a prompt."""
 
 
 def conversation(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from vero_jax.errors import CountedError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -21,16 +23,8 @@ MAX_IMAGE_PIXELS = 400_000_000
 Background = Literal["white", "reference"]
 
 
-class ImageError(ValueError):
-    """An image that cannot be used. `reason` is a short phrase to count by, the message has the details."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.reason, self.detail)
+class ImageError(CountedError):
+    """An image that cannot be used."""
 
 
 def open_image(data: bytes) -> Image.Image:

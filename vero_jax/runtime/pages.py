@@ -48,10 +48,8 @@ def write_sample_page(
     domains = sorted({group.prompt.example.domain for group in groups})
     options = "".join(f'<option value="{_text(name)}">{_text(name)}</option>' for name in domains)
     body = _template("page.html").substitute(
-        title=_text(f"{run_name}, step {step}"),
         run=_text(run_name),
         step=step,
-        style=_asset("pages.css"),
         numbers=_tiles(numbers),
         # "<" could end the script element that holds the numbers
         headline=json.dumps({"step": step, "numbers": _finite(numbers)}).replace("<", "\\u003c"),
@@ -59,7 +57,7 @@ def write_sample_page(
         count=len(groups),
         cards=cards or '<p class="empty">No groups were kept for this step.</p>',
     )
-    atomic_write(path, body)
+    _write(path, f"{run_name}, step {step}", body)
 
 
 def write_index(folder: Path, run_name: str = "run") -> None:
@@ -80,14 +78,13 @@ def write_index(folder: Path, run_name: str = "run") -> None:
         + "</tr>"
         for name, step, numbers in rows
     )
-    body = _template("index.html").substitute(
-        title=_text(f"{run_name}: sample answers"),
-        style=_asset("pages.css"),
-        run=_text(run_name),
-        head=head,
-        rows=lines,
-    )
-    atomic_write(folder / "index.html", body)
+    body = _template("index.html").substitute(run=_text(run_name), head=head, rows=lines)
+    _write(folder / "index.html", f"{run_name}: sample answers", body)
+
+
+def _write(path: Path, title: str, body: str) -> None:
+    page = _template("shell.html").substitute(title=_text(title), style=_asset("pages.css"), body=body.rstrip("\n"))
+    atomic_write(path, page)
 
 
 def thumbnail(data: bytes, longest: int = THUMBNAIL) -> str | None:

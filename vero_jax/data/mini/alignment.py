@@ -6,8 +6,8 @@ import json
 import random
 from typing import Any
 
-from vero_jax.data.mini.draw import SHAPES, Canvas, pick_colors, pick_size, scatter
-from vero_jax.data.mini.task import Task, scene
+from vero_jax.data.mini.draw import Canvas, pick_size
+from vero_jax.data.mini.task import Task, crowd, names_of
 
 _ENDINGS = ("that is all", "the end", "thank you")
 _STARTS = ("I see", "Here is", "Look:")
@@ -18,12 +18,8 @@ def _scene(rng: random.Random) -> tuple[Canvas, list[str], list[str], str]:
     count = 1 if rng.random() < 0.65 else 2
     width, height = pick_size(rng)
     canvas = Canvas(rng, width, height)
-    colors, kinds = pick_colors(rng, count), rng.sample(SHAPES, count)
-    boxes = scatter(canvas, count)
-    for color, kind, box in zip(colors, kinds, boxes, strict=True):
-        canvas.shape(kind, color, box)
-    names = [f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True)]
-    return canvas, colors, kinds, f"{scene(canvas, boxes, names)}."
+    colors, kinds, seen = crowd(canvas, count)
+    return canvas, colors, kinds, f"{seen}."
 
 
 def _rule(name: str, **arguments: Any) -> dict[str, Any]:
@@ -37,8 +33,7 @@ def _truth(rules: list[dict[str, Any]]) -> str:
 def rules(rng: random.Random) -> Task:
     """Say what is seen and obey one or two rules of form: the words must fit the picture, the form the rules."""
     canvas, colors, kinds, think = _scene(rng)
-    things = [f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True)]
-    seen = " and a ".join(things)
+    seen = " and a ".join(names_of(colors, kinds))
     keywords = [_rule("KeywordChecker", keywords=[*colors, *kinds])]
     ask = rng.choice(["Say what you see, with color and shape.", "Name the color and shape of each thing."])
     start, body, end = "It is a", seen, ""
@@ -86,7 +81,7 @@ def rules(rng: random.Random) -> Task:
 def captions(rng: random.Random) -> Task:
     """Free captions: these need a judge, half of them together with a rule."""
     canvas, colors, kinds, think = _scene(rng)
-    seen = " and a ".join(f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True))
+    seen = " and a ".join(names_of(colors, kinds))
     caption = f"A {seen} on a plain light background."
     if rng.random() < 0.5:
         question = rng.choice(["Describe the picture.", "Write a short caption for the picture."])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from vero_jax.data.mini.draw import CELL, COLORS, SHAPES, SIZES, SYNONYMS, Canvas, pick_colors, pick_size, scatter
-from vero_jax.data.mini.task import Task, choice, plain, scene
+from vero_jax.data.mini.draw import CELL, COLORS, SHAPES, SIZES, SYNONYMS, Canvas, pick_size, scatter
+from vero_jax.data.mini.task import Task, choice, crowd, plain
 
 _LETTERS = "EHLOTX"
 
@@ -25,11 +25,7 @@ def colors(rng: random.Random) -> Task:
     count = 1 if kind < 0.4 else rng.randint(2, 3)
     width, height = pick_size(rng, SIZES if count < 3 else ((96, 96), (96, 64)))
     canvas = Canvas(rng, width, height)
-    names, shapes = pick_colors(rng, count), rng.sample(SHAPES, count)
-    boxes = scatter(canvas, count)
-    for color, shape, box in zip(names, shapes, boxes, strict=True):
-        canvas.shape(shape, color, box)
-    seen = scene(canvas, boxes, [f"{color} {shape}" for color, shape in zip(names, shapes, strict=True)])
+    names, shapes, seen = crowd(canvas, count)
     color, shape = names[0], shapes[0]
     if count == 1:
         question = rng.choice(["What color is the shape?", "Name the color of the shape.", "Which color do you see?"])
@@ -56,11 +52,7 @@ def shapes(rng: random.Random) -> Task:
     count = 1 if rng.random() < 0.4 else 2
     width, height = pick_size(rng)
     canvas = Canvas(rng, width, height)
-    names, kinds = pick_colors(rng, count), rng.sample(SHAPES, count)
-    boxes = scatter(canvas, count)
-    for color, kind, box in zip(names, kinds, boxes, strict=True):
-        canvas.shape(kind, color, box)
-    seen = scene(canvas, boxes, [f"{color} {kind}" for color, kind in zip(names, kinds, strict=True)])
+    names, kinds, seen = crowd(canvas, count)
     color, kind = names[0], kinds[0]
     subject = "shape" if count == 1 else f"{color} shape"
     think = f"{seen}. The {color} shape is a {kind}."

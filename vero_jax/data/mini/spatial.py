@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import random
 
-from vero_jax.data.mini.draw import CELL, COLORS, INK, SHAPES, Canvas, cell, inside, pick_colors
-from vero_jax.data.mini.task import Task, choice, plain, scene
+from vero_jax.data.mini.draw import CELL, COLORS, INK, Canvas, cell, inside, pick_colors
+from vero_jax.data.mini.task import Task, choice, crowd, names_of, plain
 
 _STEPS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
 
@@ -23,12 +23,9 @@ def relation(rng: random.Random) -> Task:
     line = rng.randrange(rows if step[0] else columns)  # the row or column that both stand in
     places = [columns * line + place if step[0] else columns * place + line for place in (first, second)]
     boxes = [inside(canvas, cell(canvas, place)) for place in places]
-    colors, kinds = pick_colors(rng, 2), rng.sample(SHAPES, 2)
-    for color, kind, box in zip(colors, kinds, boxes, strict=True):
-        canvas.shape(kind, color, box)
-    names = [f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True)]
+    colors, kinds, seen = crowd(canvas, 2, boxes)
+    names = names_of(colors, kinds)
     position = answer if not step[0] else f"to the {answer}"
-    seen = scene(canvas, boxes, names)
     think = f"{seen}. The {names[0]} is {position + ' of' if step[0] else position} the {names[1]}."
     if rng.random() < 0.35:
         question = f"Where is the {names[0]}, seen from the {names[1]}?"

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 
-from vero_jax.data.mini.draw import Box, Canvas
+from vero_jax.data.mini.draw import SHAPES, Box, Canvas, pick_colors, scatter
 
 LETTERS = "ABCD"
 DOUBT = "Check again:"
@@ -70,6 +70,23 @@ def whereabouts(canvas: Canvas, box: Box) -> str:
     down = int(3 * (box[1] + box[3]) / (2 * canvas.height))
     words = (("top", "", "bottom")[min(2, down)], ("left", "", "right")[min(2, across)])
     return " ".join(word for word in words if word) or "center"
+
+
+def crowd(canvas: Canvas, count: int, boxes: Sequence[Box] = ()) -> tuple[list[str], list[str], str]:
+    """Draws `count` shapes of different colors and kinds, anywhere or in the boxes given.
+
+    Returns:
+      their colors, their kinds, and what a careful look writes down.
+    """
+    colors, kinds = pick_colors(canvas.rng, count), canvas.rng.sample(SHAPES, count)
+    boxes = boxes or scatter(canvas, count)
+    for color, kind, box in zip(colors, kinds, boxes, strict=True):
+        canvas.shape(kind, color, box)
+    return colors, kinds, scene(canvas, boxes, names_of(colors, kinds))
+
+
+def names_of(colors: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    return [f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True)]
 
 
 def scene(canvas: Canvas, boxes: Sequence[Box], names: Sequence[str]) -> str:
