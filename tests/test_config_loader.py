@@ -218,6 +218,8 @@ def test_options_and_two_files_are_refused(empty):
         (["rollout.prompt_buckets=[2048]"], "so that every prompt has a bucket"),
         (["rollout.patch_buckets=[]"], "rollout.patch_buckets must list at least one"),
         (["actor.row_length=20000"], "actor.row_length (20000) must hold one prompt and one response"),
+        (["cold_start.max_solution_length=0"], "cold_start.max_solution_length must be greater than 0, not 0"),
+        (["cold_start.max_solution_length=999999"], "must hold one prompt and its solution"),
         (["actor.row_patches=1000"], "actor.row_patches (1000) must hold"),
         (["rollout.sampling.temperature=0"], "must be greater than 0: greedy"),
         (["trainer.val_sampling.top_p=0"], "trainer.val_sampling.top_p must lie between"),

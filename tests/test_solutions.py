@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from vero_jax.config import ColdStartConfig, Config, RolloutConfig
 from vero_jax.data.solutions import reference_solution
 from vero_jax.rewards.router import score_response
 from vero_jax.rewards.settings import RewardSettings
+from vero_jax.setup import System
 from vero_jax.types import Example, Prompt
 
 
@@ -73,3 +76,13 @@ def test_a_policy_that_answers_in_pixels_learns_pixels_of_the_image_it_sees():
 def test_rows_without_an_answer_give_no_solution(reward_type, truth):
     text = reference_solution(prompt_of(reward_type, truth), "normalized_1000")
     assert text == "" or "\\boxed{ }" in text
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, ["a"]), (5, ["a", "b"]), (2, [])])
+def test_the_cold_start_leaves_out_solutions_that_are_too_long(limit, kept):
+    config = Config(rollout=RolloutConfig(max_response_length=3), cold_start=ColdStartConfig(max_solution_length=limit))
+    processor = SimpleNamespace(encode_response=lambda text: np.zeros(len(text), np.int32))
+    system = SimpleNamespace(config=config, processor=processor)
+    prompts = [prompt_of("string_match", name, solution=length * "x") for name, length in (("a", 3), ("b", 5))]
+    pairs = System.solved(system, prompts)
+    assert [prompt.example.ground_truth for prompt, _ in pairs] == kept

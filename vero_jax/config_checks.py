@@ -211,6 +211,15 @@ def _check_batches(config: Config) -> None:
         f"actor.row_length ({actor.row_length}) must hold one prompt and one response: data.max_prompt_length + "
         f"rollout.max_response_length is {longest}.",
     )
+    solution = config.cold_start.max_solution_length
+    if solution is not None:
+        _need(solution > 0, f"cold_start.max_solution_length must be greater than 0, not {solution}.")
+        longest = config.data.max_prompt_length + solution
+        _need(
+            longest <= actor.row_length,
+            f"actor.row_length ({actor.row_length}) must hold one prompt and its solution: data.max_prompt_length + "
+            f"cold_start.max_solution_length is {longest}.",
+        )
     _need(
         config.rollout.patch_buckets[-1] <= actor.row_patches,
         f"actor.row_patches ({actor.row_patches}) must hold the patches of one prompt, up to the last of "
