@@ -19,7 +19,7 @@ from vero_jax.types import DOMAINS
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[tuple[str, dict]]]:
-    return {split: list(mini.generate_rows(split, size, 18)) for split, size in (("train", 600), ("val", 180))}
+    return {split: list(mini.generate_rows(split, size, 18)) for split, size in (("train", 1200), ("val", 180))}
 
 
 def test_sizes_are_equal_over_domains():
