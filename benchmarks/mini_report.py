@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "figures come from each run's `summary.json`, this page and the curves from `benchmarks/mini_report.py`.\n\n"
         f"{table(summaries)}\n\n"
         "What changed in the answers, after the cold start → at the end (those that run out of room are the harder "
-        "questions, so \"the others\" are easier before than after):\n\n"
+        'questions, so "the others" are easier before than after):\n\n'
         f"{answer_table(folders)}\n\n![curves](mini_curves.png)\n"
     )
     (arguments.out / "mini_results.md").write_text(text)

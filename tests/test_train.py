@@ -20,6 +20,7 @@ TINY = (
     "trainer.samples_every=2", "actor.mini_batch_prompts=3", "rollout.n=2", "rollout.groups_per_call=6",
     "rollout.max_response_length=24", "actor.rows_per_micro_batch=4", "reward.overlong_buffer=8",
     "data.mini.train_size=120", "data.mini.val_size=18", "data.max_val_examples=6", "optim.lr=1e-3",
+    "optim.schedule=constant",
     "model.build.num_layers=3", "model.build.vision_depth=2", "model.build.deepstack_layers=0,1",
     "model.build.hidden_size=32", "model.build.vision_hidden_size=32", "model.build.ffn_size=64",
     "model.build.vision_ffn_size=64", "model.build.num_heads=2", "model.build.num_kv_heads=1",

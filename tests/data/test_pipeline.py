@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import multiprocessing
+import time
 
+import numpy as np
 import pytest
 
 from vero_jax.config import DataConfig, MiniConfig
@@ -100,6 +103,31 @@ def test_worker_processes_give_the_same_batches_and_counts(data, settings):
         assert [stream.batch(step) for step in (2, 3)] == wanted
         assert stream.problems == plain.problems
     plain.close()
+
+
+def large(example: Example) -> np.ndarray:
+    return np.zeros(200_000, np.uint8)
+
+
+def test_workers_end_at_once_with_large_questions_unread(data, settings):
+    workers = dataclasses.replace(settings, workers=2)
+    stream = pipeline.QuestionStream(data, workers, batch_size=12, transform=large)
+    stream.batch(0)
+    children = set(multiprocessing.active_children())
+    assert len(children) == 2
+    time.sleep(1)  # for the pipes to fill: then a worker could not end before somebody reads
+    start = time.monotonic()
+    stream.close()
+    assert not any(child.is_alive() for child in children)
+    assert all(child.exitcode == 0 for child in children)  # nobody had to be killed
+    assert time.monotonic() - start < 20  # Grain waits 25 s for a worker before it kills it
+
+
+def test_a_stream_that_nobody_read_closes(data, settings):
+    workers = dataclasses.replace(settings, workers=2)
+    pipeline.QuestionStream(data, workers, batch_size=12).close()
+    assert list(pipeline.validation_batches(data, workers, batch_size=60, transform=large))
+    assert not multiprocessing.active_children()
 
 
 def test_bad_rows_are_replaced_from_their_domain_and_counted(data, settings):

@@ -11,7 +11,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import logging
+import os
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -36,6 +39,8 @@ T = TypeVar("T")
 
 READ_THREADS = 2
 READ_AHEAD = 64  # finished questions held ready; Grain's own default would be 500 of them, gigabytes of patches
+CLOSED = "closed"
+"""What a reader that is being closed gives instead of a question."""
 MAX_REPLACEMENTS = 32
 _BAD_ROW = (schema.RowError, PromptError, ImageError)
 
@@ -223,7 +228,7 @@ class QuestionStream(Generic[T]):
             source=prepared.examples(selection.split),
             transform=transform,
         )
-        self._reader: Iterator[_Drawn[T]] | None = None
+        self._reader: _Reader | None = None
         self._next_step = start_step
 
     def batch(self, step: int) -> list[T]:
@@ -231,8 +236,8 @@ class QuestionStream(Generic[T]):
         if self._reader is None or step != self._next_step:
             self.close()
             first = step * self.batch_size + self._host
-            samples = grain.MapDataset.range(first, sys.maxsize, self._hosts).map(self._draw)
-            self._reader = _read_ahead(samples, self._workers)
+            numbers = grain.MapDataset.range(first, sys.maxsize, self._hosts)
+            self._reader = _Reader(numbers, self._draw, self._workers)
         drawn = [next(self._reader) for _ in range(self._share)]
         self._next_step = step + 1
         for item in drawn:
@@ -273,7 +278,7 @@ class QuestionStream(Generic[T]):
     def close(self) -> None:
         """Stops reading ahead."""
         reader, self._reader = self._reader, None
-        if reader is not None and hasattr(reader, "close"):
+        if reader is not None:
             reader.close()
 
     def __enter__(self) -> QuestionStream[T]:
@@ -328,7 +333,7 @@ def validation_batches(
     if not len(rows):
         return
     look = _Look(prepared.examples(selection.split), transform)
-    reader = _read_ahead(grain.MapDataset.source(rows).map(look), data_cfg.workers)
+    reader = _Reader(grain.MapDataset.source(rows), look, data_cfg.workers)
     batch: list[T] = []
     try:
         for item in reader:
@@ -342,18 +347,59 @@ def validation_batches(
         if batch:
             yield batch
     finally:
-        if hasattr(reader, "close"):
-            reader.close()
+        reader.close()
 
 
-def _read_ahead(samples: Any, workers: int) -> Iterator[Any]:
-    """Iterates a Grain dataset in threads of this process, or in worker processes."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags in its workers and fails where nobody has parsed them
-    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
-    dataset = samples.to_iter_dataset(options)
-    if workers:
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=READ_AHEAD)
-        )
-    return iter(dataset)
+@dataclasses.dataclass(frozen=True)
+class _WhileOpen:
+    """`look` while the folder is there, then `CLOSED` at once. A folder, because Grain pickles what workers run."""
+
+    look: Callable[[Any], Any]
+    folder: str
+
+    def __call__(self, number: Any) -> Any:
+        return self.look(number) if os.path.isdir(self.folder) else CLOSED
+
+
+class _Reader(Iterator[Any]):
+    """`look` of a Grain dataset's elements, read ahead in threads of this process or in worker processes."""
+
+    def __init__(self, numbers: grain.MapDataset, look: Callable[[Any], Any], workers: int) -> None:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags in its workers and fails where nobody parsed them
+        self._workers, self._started = workers, False
+        self._folder = tempfile.TemporaryDirectory(prefix="vero_jax_reader_") if workers else None
+        if self._folder:
+            look = _WhileOpen(look, self._folder.name)
+        dataset = numbers.map(look).to_iter_dataset(grain.ReadOptions(READ_THREADS, READ_AHEAD))
+        if workers:
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, READ_AHEAD))
+        self._iterator = iter(dataset)
+
+    def __next__(self) -> Any:
+        self._started = True
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Stops reading ahead, and ends the worker processes."""
+        if self._folder:
+            self._folder.cleanup()
+            if self._started:
+                self._drain()
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+    def _drain(self) -> None:
+        """Takes the questions that are finished already.
+
+        A worker that ends gives them to a pipe first. They do not fit, so that Grain would wait 25 s for each worker.
+        """
+        rest = 0
+        try:
+            while rest < 2 * self._workers:
+                rest = rest + 1 if next(self._iterator) == CLOSED else 0
+        except StopIteration:
+            pass
+        except Exception:
+            logging.getLogger(__name__).debug("a question failed that nobody waits for", exc_info=True)
