@@ -35,11 +35,7 @@ class BuildConfig:
     min_pixels: int = 1024  # image area limits written to the preprocessor, in pixels; ignored with a folder tokenizer
     max_pixels: int = 65536
     image_mean: tuple[float, float, float] = (0.9, 0.9, 0.9)  # of the built-in pictures: mostly bright background,
-    image_std: tuple[float, float, float] = (
-        0.25,
-        0.25,
-        0.25,
-    )  # which becomes nearly 0; ignored with a folder tokenizer
+    image_std: tuple[float, float, float] = (0.25, 0.25, 0.25)  # which becomes nearly 0; a folder brings its own
 
 
 @dataclasses.dataclass(frozen=True)

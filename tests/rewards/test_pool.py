@@ -148,7 +148,7 @@ def test_a_scorer_that_cannot_be_loaded_is_a_users_mistake(tmp_path: Path) -> No
 @pytest.mark.parametrize("settings", [{"workers": 0}, {"timeout_s": 0.0}])
 def test_bad_settings_are_named(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"reward.{next(iter(settings))}"):
-        RewardPool(RewardConfig(**settings), max_response_length=10)  # type: ignore[arg-type]
+        RewardPool(RewardConfig(**settings), max_response_length=10)  # type: ignore[arg-type]  # workers is an int
 
 
 def test_a_whole_group_from_the_recipes_own_types() -> None:

@@ -43,7 +43,7 @@ class SourceConfig(tfds.core.BuilderConfig):
     rows: dict[str, Callable[[], Iterator[Row]]] = dataclasses.field(default_factory=dict)
 
 
-class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """Writes the rows of a `SourceConfig` in order, leaves out the unusable ones and counts them."""
 
     VERSION = tfds.core.Version("1.0.0")

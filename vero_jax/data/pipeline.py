@@ -157,7 +157,7 @@ class _Draw(Generic[T]):
             except _BAD_ROW as error:
                 problems.append((example.id, error.reason))
                 continue
-            return _Drawn(value, tuple(problems))  # type: ignore[arg-type]
+            return _Drawn(value, tuple(problems))  # type: ignore[arg-type]  # T is Example where transform is None
         raise UserError(
             f"{len(problems)} questions in a row of domain {self.names[domain]!r} cannot be used, the last one "
             f"({problems[-1][0]}) because: {problems[-1][1]}"
@@ -401,5 +401,5 @@ class _Reader(Iterator[Any]):
                 rest = rest + 1 if next(self._iterator) == CLOSED else 0
         except StopIteration:
             pass
-        except Exception:
+        except Exception:  # whatever a user's transform raises: the run that closes must not end by it
             logging.getLogger(__name__).debug("a question failed that nobody waits for", exc_info=True)

@@ -18,14 +18,13 @@ def bar_chart(rng: random.Random) -> Task:
     width, height = CELL * count, 96
     top_value = 5
     canvas = Canvas(rng, width, height, (255, 255, 255))
-    base = height
     for value in range(1, top_value + 1):
-        canvas.draw.line((0, base - value * UNIT, width, base - value * UNIT), fill=(206, 206, 206))
+        canvas.draw.line((0, height - value * UNIT, width, height - value * UNIT), fill=(206, 206, 206))
     colors = pick_colors(rng, count)
     values = rng.sample(range(1, top_value + 1), count)
     for place, (color, value) in enumerate(zip(colors, values, strict=True)):
         left = CELL * place + rng.randint(4, 8)
-        canvas.rectangle((left, base - value * UNIT, left + 20, base), canvas.shake(COLORS[color]))
+        canvas.rectangle((left, height - value * UNIT, left + 20, height), canvas.shake(COLORS[color]))
     seen = ", ".join(f"{color} {value}" for color, value in zip(colors, values, strict=True))
     kind = rng.random()
     if kind < 0.5:

@@ -115,6 +115,13 @@ class Canvas:
             left, top, _, _ = cell(self, number)
             self.text(character, left + across, top + down, 4, color)
 
+    def dots(self, amount: int, color: str, box: Box) -> None:
+        """Up to four dots, two by two around the middle of a cell."""
+        middle, center = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+        for dot in range(amount):
+            x, y = middle - 7 + 14 * (dot % 2), center - 7 + 14 * (dot // 2)
+            self.shape("circle", color, (x - 5, y - 5, x + 6, y + 6))
+
     def png(self) -> bytes:
         stream = io.BytesIO()
         self.image.save(stream, "PNG", compress_level=1)
@@ -133,10 +140,19 @@ def cell(canvas: Canvas, number: int) -> Box:
     return left, top, left + CELL, top + CELL
 
 
+def cells(canvas: Canvas) -> int:
+    """How many cells a picture's grid has; one that ends a few pixels before its last cells has them too."""
+    return round(canvas.width / CELL) * round(canvas.height / CELL)
+
+
+def pick_cells(canvas: Canvas, count: int) -> list[Box]:
+    """`count` different cells in random order."""
+    return [cell(canvas, number) for number in canvas.rng.sample(range(cells(canvas)), count)]
+
+
 def scatter(canvas: Canvas, count: int, low: int = 22, high: int = 30) -> list[Box]:
     """`count` square boxes of `low` to `high` pixels, each somewhere inside a cell of its own, in random order."""
-    cells = round(canvas.width / CELL) * round(canvas.height / CELL)
-    return [inside(canvas, cell(canvas, number), low, high) for number in canvas.rng.sample(range(cells), count)]
+    return [inside(canvas, box, low, high) for box in pick_cells(canvas, count)]
 
 
 def inside(canvas: Canvas, box: Box, low: int = 22, high: int = 30) -> Box:

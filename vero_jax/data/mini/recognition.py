@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from vero_jax.data.mini.draw import CELL, COLORS, SHAPES, SIZES, SYNONYMS, Canvas, pick_size, scatter
+from vero_jax.data.mini.draw import COLORS, SHAPES, SIZES, SYNONYMS, Canvas, cells, pick_size, scatter
 from vero_jax.data.mini.task import Task, choice, crowd, plain
 
 _LETTERS = "EHLOTX"
@@ -69,8 +69,7 @@ def letters(rng: random.Random) -> Task:
     canvas = Canvas(rng, *pick_size(rng, ((32, 64), (64, 32), (64, 64)), exact=True))
     letter = rng.choice(_LETTERS)
     color = rng.choice(("red", "green", "blue", "black"))
-    cells = canvas.width * canvas.height // CELL**2
-    canvas.spell(letter, rng.randrange(cells), canvas.shake(COLORS[color]))
+    canvas.spell(letter, rng.randrange(cells(canvas)), canvas.shake(COLORS[color]))
     think = f"The {color} letter is {letter}."
     if rng.random() < 0.4:
         question = rng.choice(["Which letter is shown?", "What letter do you see?"])

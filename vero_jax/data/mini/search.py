@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import random
 
-from vero_jax.data.mini.draw import CELL, COLORS, SHAPES, Box, Canvas, cell, inside, pick_colors, pick_size, scatter
+from vero_jax.data.mini.draw import (
+    CELL,
+    COLORS,
+    SHAPES,
+    Box,
+    Canvas,
+    cell,
+    inside,
+    pick_cells,
+    pick_colors,
+    pick_size,
+    scatter,
+)
 from vero_jax.data.mini.task import Task, clicking, counted, grounding, plain, scene, whereabouts
 
 
@@ -30,17 +42,14 @@ def counting(rng: random.Random) -> Task:
     return plain(canvas, question, "counting", str(wanted), think)
 
 
-def _cells(rng: random.Random, canvas: Canvas, count: int) -> list[Box]:
-    """`count` different cells of the grid, each a box with a pixel or two of air around it."""
-    numbers = rng.sample(range(canvas.width * canvas.height // CELL**2), count)
-    return [
-        (left + 2, top + 2, right - 2, bottom - 2) for left, top, right, bottom in (cell(canvas, n) for n in numbers)
-    ]
+def _places(canvas: Canvas, count: int) -> list[Box]:
+    """`count` different cells of the grid, with two pixels of air around each."""
+    return [(left + 2, top + 2, right - 2, bottom - 2) for left, top, right, bottom in pick_cells(canvas, count)]
 
 
-def _crowd(rng: random.Random, canvas: Canvas, count: int) -> tuple[list[str], list[Box]]:
+def _targets(rng: random.Random, canvas: Canvas, count: int) -> tuple[list[str], list[Box]]:
     """Draws `count` shapes of different colors in cells of the grid; returns their names and boxes."""
-    boxes = _cells(rng, canvas, count)
+    boxes = _places(canvas, count)
     names = []
     for color, box in zip(pick_colors(rng, count), boxes, strict=True):
         kind = rng.choice(SHAPES)
@@ -52,7 +61,7 @@ def _crowd(rng: random.Random, canvas: Canvas, count: int) -> tuple[list[str], l
 def boxes(rng: random.Random) -> Task:
     """The box of one shape among up to two."""
     canvas = Canvas(rng, *pick_size(rng, ((96, 96), (64, 96), (96, 64)), exact=True))
-    names, places = _crowd(rng, canvas, rng.randint(1, 2))
+    names, places = _targets(rng, canvas, rng.randint(1, 2))
     ask = rng.choice(["Find the {}. Give its box as JSON.", "Where is the {}? Give its box as JSON."])
     return grounding(canvas, ask.format(names[0]), places[:1], names[:1], f"{scene(canvas, places, names)}.")
 
@@ -61,13 +70,13 @@ def click(rng: random.Random) -> Task:
     """A point on the named shape, or on the button that carries a number."""
     canvas = Canvas(rng, *pick_size(rng, ((96, 96), (64, 96), (96, 64)), exact=True))
     if rng.random() < 0.7:
-        names, places = _crowd(rng, canvas, rng.randint(1, 2))
+        names, places = _targets(rng, canvas, rng.randint(1, 2))
         wording = rng.choice(["Click the {}. Give the point as JSON.", "Point at the {}, as JSON."])
         think = f"{scene(canvas, places, names)}."
         return clicking(canvas, wording.format(names[0]), places[0], names[0], think)
     count = rng.randint(2, 3)
     digits = rng.sample("123456", count)
-    places = _cells(rng, canvas, count)
+    places = _places(canvas, count)
     for digit, color, box in zip(digits, pick_colors(rng, count), places, strict=True):
         canvas.rectangle(box, canvas.shake(COLORS[color]))
         canvas.rectangle((box[0] + 4, box[1] + 3, box[2] - 4, box[3] - 3), (255, 255, 255))

@@ -42,23 +42,18 @@ def relation(rng: random.Random) -> Task:
 def panels(rng: random.Random) -> Task:
     """Numbered panels side by side, to be ordered by the size of their square or by the number of their dots."""
     count = rng.choice((2, 3, 3))
-    width, height = CELL * count, CELL
-    canvas = Canvas(rng, width, height, (255, 255, 255))
+    canvas = Canvas(rng, CELL * count, CELL, (255, 255, 255))
     color = pick_colors(rng, 1)[0]
-    slot = width // count
     by_size = rng.random() < 0.6
     amounts = rng.sample((8, 18, 28) if by_size else (1, 2, 4), count)
     for place, amount in enumerate(amounts):
-        left = place * slot
-        canvas.rectangle((left, 0, left + slot, height), None, (170, 170, 170))
-        middle, center = left + slot // 2, height // 2
+        box = cell(canvas, place)
+        canvas.rectangle(box, None, (170, 170, 170))
         if by_size:
-            half = amount // 2
-            canvas.shape("square", color, (middle - half, center - half, middle + half, center + half))
-            continue
-        for dot in range(amount):
-            x, y = middle - 7 + 14 * (dot % 2), center - 7 + 14 * (dot // 2)
-            canvas.shape("circle", color, (x - 5, y - 5, x + 6, y + 6))
+            air = (CELL - amount) // 2
+            canvas.shape("square", color, (box[0] + air, box[1] + air, box[2] - air, box[3] - air))
+        else:
+            canvas.dots(amount, color, box)
     rising = rng.random() < 0.7
     order = sorted(range(count), key=lambda place: amounts[place] if rising else -amounts[place])
     answer = ", ".join(str(place + 1) for place in order)
@@ -78,14 +73,12 @@ def panels(rng: random.Random) -> Task:
 def buttons(rng: random.Random) -> Task:
     """A page with marked buttons and sometimes a text field: which action, on which mark, with which value."""
     count = rng.randint(2, 3)
-    width, height = 96, CELL * count
-    canvas = Canvas(rng, width, height, (240, 240, 240))
+    canvas = Canvas(rng, 96, CELL * count, (240, 240, 240))
     colors = pick_colors(rng, count)
     field = rng.randrange(count) if rng.random() < 0.35 else None
     marks = rng.sample(range(1, 5), count)
-    row = height // count
     for place, (color, mark) in enumerate(zip(colors, marks, strict=True)):
-        box = (32, place * row + 4, width - 6, place * row + row - 4)
+        box = (CELL, CELL * place + 4, canvas.width - 6, CELL * (place + 1) - 4)
         if place == field:
             canvas.rectangle(box, (255, 255, 255), INK, 2)
         else:

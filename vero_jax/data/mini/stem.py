@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from vero_jax.data.mini.draw import CELL, COLORS, Canvas, pick_colors
+from vero_jax.data.mini.draw import CELL, COLORS, Canvas, cell, pick_colors
 from vero_jax.data.mini.task import Task, choice, plain
 
 _POLYGONS = {3: "triangle", 4: "square", 5: "pentagon", 6: "hexagon"}
@@ -89,14 +89,10 @@ def sums(rng: random.Random) -> Task:
         think = f"I read {first} and {second}, {first} + {second} = {first + second}."
         return plain(canvas, question, "numeric", str(first + second), think)
     first, second = rng.randint(1, 4), rng.randint(1, 4)
-    width, height = 2 * CELL, CELL
-    canvas = Canvas(rng, width, height)
+    canvas = Canvas(rng, 2 * CELL, CELL)
     colors = pick_colors(rng, 2)
     for group, (amount, color) in enumerate(zip((first, second), colors, strict=True)):
-        middle, center = width * (1 + 2 * group) // 4, height // 2
-        for dot in range(amount):
-            x, y = middle - 7 + 14 * (dot % 2), center - 7 + 14 * (dot // 2)
-            canvas.shape("circle", color, (x - 5, y - 5, x + 6, y + 6))
+        canvas.dots(amount, color, cell(canvas, group))
     question = rng.choice(
         ["How many dots are there on both sides together?", "Add the dots on the left and the right."]
     )
