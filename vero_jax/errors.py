@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -23,15 +24,49 @@ class CountedError(ValueError):
         return type(self), (self.reason, self.detail)  # both arguments survive the way back from a worker process
 
 
+READER_LEFT = 128 + 13
+"""Exit status of a command whose reader left, as a shell reports one that SIGPIPE ended."""
+
+
 def friendly(main: Callable[..., int]) -> Callable[..., int]:
-    """Wraps a command's main so that a `UserError` prints one sentence and exits with status 2, without a traceback."""
+    """Wraps a command's main: a `UserError` prints one sentence and exits with status 2, without a traceback.
+
+    A reader that leaves early (`... | head`) ends the command quietly with status `READER_LEFT`.
+    """
 
     @functools.wraps(main)
     def run(*args: object, **kwargs: object) -> int:
         try:
-            return main(*args, **kwargs)
+            try:
+                return main(*args, **kwargs)
+            finally:
+                _flush_output()  # here, and not when the interpreter exits, where nothing can be caught
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except BrokenPipeError:
+            if not _reader_left():
+                raise
+            return READER_LEFT
 
     return run
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None and not sys.stdout.closed:
+        sys.stdout.flush()
+
+
+def _reader_left() -> bool:
+    """Whether it is our output that nobody reads any more, and not a pipe to some process of our own.
+
+    What could not be written is still in the buffer, so flushing fails again. The rest goes nowhere from here on.
+    """
+    try:
+        _flush_output()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False

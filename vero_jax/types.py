@@ -26,14 +26,30 @@ DOMAINS = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Video:
+    """A video as a stack of encoded frames, all of one size. `data.videos` reads and thins them out."""
+
+    frames: tuple[bytes, ...]
+    """Encoded images, in order of time."""
+    fps: float | None = None
+    """Frames per second of the source from which the frames were taken; None when nobody knows."""
+    indices: tuple[int, ...] | None = None
+    """Which frame of the source each one is; None when they are all of its frames."""
+    source_frames: int | None = None
+    """How many frames the source has, where `indices` are given; None when nobody knows."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """One question as stored: text and encoded images, its domain and source. No pixels are decoded yet."""
 
     id: str
     domain: str
     source: str
-    messages: tuple[Mapping[str, str], ...]
-    """Chat messages {"role", "content"}; an image's place is marked by `<image>` in the content."""
+    messages: tuple[Mapping[str, Any], ...]
+    """Chat messages {"role", "content"}; the place of an image is marked by `<image>` in the content, that of a video
+    by `<video>`. A content may also be a list of parts, and a turn may carry what its chat template reads besides
+    (tool_calls, reasoning_content)."""
     images: tuple[bytes, ...]
     reward_type: str
     ground_truth: str
@@ -41,30 +57,39 @@ class Example:
     """The row's own extra_info (question, answer, tolerance, index, ...), unchanged."""
     solution: str = ""
     """A reference response for the cold start, or "" when the row has none."""
+    videos: tuple[Video, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Tokens, patches and grids of one example: what the model sees. P counts vision patches, I images, T tokens."""
+    """Tokens, patches and grids of one example: what the model sees. P counts vision patches, T tokens, I images and videos.
+
+    Images and videos count alike, in the order in which they stand in the text.
+    """
 
     example: Example
     token_ids: Int32[np.ndarray, "T"]
     positions: Int32[np.ndarray, "T 3"]
     """Rotary position of each token on the axes (time, height, width)."""
     image_index: Int32[np.ndarray, "T"]
-    """Which merged visual token stands at each place (counted over all images of the prompt), -1 for text."""
-    patches: UInt8[np.ndarray, "P E"]
-    """Raw pixels in merge-block order; E = channels * temporal_patch * patch * patch."""
+    """Which merged visual token stands at each place (counted over all images and videos of the prompt), -1 for text."""
+    patches: UInt8[np.ndarray, "P E"] | Float32[np.ndarray, "P E"]
+    """Raw pixels in merge-block order, or float32 values normalised already; E = channels * temporal_patch * patch *
+    patch."""
     grids: Int32[np.ndarray, "I 3"]
-    """(frames, height, width) of each image in patches."""
+    """(frames, height, width) of each image or video in patches; a patch spans `temporal_patch` frames."""
     image_sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) of each image as stored, before resizing."""
+    """(width, height) of each image (not video) as stored, before resizing, in the order of `Example.images`."""
     resized_sizes: tuple[tuple[int, int], ...] = ()
     """(width, height) of each image as the model sees it."""
 
     @property
     def next_position(self) -> int:
-        """Rotary position (equal on all axes) of the first response token."""
+        """Rotary position (equal on all axes) of the first response token.
+
+        One more than the largest of any axis, as `transformers` decodes; after a long Qwen2.5-VL video that can be more
+        than the last text position plus one.
+        """
         return int(self.positions.max()) + 1 if len(self.positions) else 0
 
 

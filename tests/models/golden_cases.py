@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import golden_dir
 
-from vero_jax.data.geometry import patch_geometry
-from vero_jax.models.config import SUPPORTED, ModelConfig
+from vero_jax.models.config import ModelConfig
+from vero_jax.models.hf_config import SUPPORTED
 from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.policy import ModelDef
-from vero_jax.models.qwen3_vl import ImageFeatures, Qwen3VL
+from vero_jax.models.qwen_vl import ImageFeatures, QwenVL
 from vero_jax.models.weights import load_params
 
 
@@ -76,7 +76,7 @@ class Case:
 
     def _pack(self, ids: np.ndarray, source: dict[str, np.ndarray]) -> tuple[np.ndarray, VisionInputs | None]:
         """Each row's images, then its videos, in one buffer; tokens point into it."""
-        config = self.model_def.config
+        config, layout = self.model_def.config, self.model_def.config.patch_layout
         index = np.full(ids.shape, -1, np.int32)
         rows: list[list[tuple[np.ndarray, ...]]] = [[] for _ in ids]
         for token, pixels, grids in (
@@ -85,16 +85,21 @@ class Case:
         ):
             if pixels not in source:
                 continue
-            coords, sizes, segments = patch_geometry(source[grids])
-            start = 0
+            values, left = source[pixels], list(source[grids])
             for row in range(len(ids)):
                 places = np.flatnonzero(ids[row] == token)
+                own: list[np.ndarray] = []
+                while sum(np.prod(grid) for grid in own) < 4 * len(places):
+                    own.append(left.pop(0))
+                arranged = layout.arrange(np.asarray(own).reshape(-1, 3))
                 before = sum(len(part[0]) for part in rows[row]) // 4
-                index[row, places] = before + np.arange(len(places))
-                part = slice(start, start + 4 * len(places))
+                index[row, places] = before + arranged.places
                 offset = 1000 * len(rows[row])  # keeps the frames of images and videos apart
-                rows[row].append((source[pixels][part], coords[part], sizes[part], segments[part] + offset))
-                start = part.stop
+                labels = [arranged.segments + offset]
+                if arranged.windows is not None:
+                    labels.append(arranged.windows + offset)
+                rows[row].append((values[arranged.order], arranged.coords, arranged.sizes, *labels))
+                values = values[4 * len(places) :]
         if not any(rows):
             return index, None
         joined = [[np.concatenate(column) for column in zip(*row, strict=True)] for row in rows]
@@ -104,7 +109,7 @@ class Case:
             np.stack(
                 [np.pad(row[i], [(0, longest + 4 - len(row[i]))] + [(0, 0)] * (row[i].ndim - 1)) for row in joined]
             )
-            for i in range(4)
+            for i in range(len(joined[0]))
         ]
         return index, VisionInputs(*padded)
 
@@ -128,7 +133,7 @@ def masked_attend(mask: np.ndarray) -> Callable[..., tuple[jax.Array, None]]:
     return attend
 
 
-def run_model(model: Qwen3VL, batch: Batch, token_ids: Any = None) -> tuple[jax.Array, ImageFeatures | None]:
+def run_model(model: QwenVL, batch: Batch, token_ids: Any = None) -> tuple[jax.Array, ImageFeatures | None]:
     """Logits 'B T V' and the image features."""
     features = None if batch.vision is None else model.encode_images(batch.vision)
     index = jnp.asarray(batch.image_index)

@@ -61,9 +61,12 @@ def test_image_features(folder: Any, name: str) -> None:
             continue
         row, column = np.nonzero(batch.token_ids == token)
         merged = batch.image_index[row, column]
-        patches = (4 * merged[:, None] + np.arange(4)).reshape(-1)
         close(features.embeds[row, merged], batch.recorded[f"{kind}_embeds"])
-        close(features.deepstack[:, row, merged], batch.recorded[f"{kind}_deepstack"])
+        if config.vision.deepstack_layers:
+            close(features.deepstack[:, row, merged], batch.recorded[f"{kind}_deepstack"])
+        if config.vision.window:  # recorded in the order of the windows, which is that of the buffer
+            merged = merged[np.lexsort((merged, row))]
+        patches = (4 * merged[:, None] + np.arange(4)).reshape(-1)
         close(last[np.repeat(row, 4), patches], batch.recorded[f"{kind}_last_hidden"])
 
 
@@ -87,11 +90,19 @@ def test_hidden_states_of_every_layer(folder: Any, name: str) -> None:
         features = None if batch.vision is None else model.encode_images(batch.vision)
         index = jnp.asarray(batch.image_index)
         x = model.embed(jnp.asarray(batch.token_ids), features, index)
-        cos, sin = text_rotary(jnp.asarray(batch.positions), config.head_dim, config.rope_theta, config.mrope_section)
-        graph, stacked = nnx.split(model.language.layers)
+        cos, sin = text_rotary(
+            jnp.asarray(batch.positions),
+            config.head_dim,
+            config.rope_theta,
+            config.mrope_section,
+            interleaved=config.mrope_interleaved,
+        )
         states = [x]
         for number in range(config.num_layers):
-            layer = nnx.merge(graph, jax.tree.map(lambda leaf, number=number: leaf[number], stacked))
+            sparse = config.is_sparse(number)
+            graph, stacked = nnx.split(model.language.sparse_layers if sparse else model.language.layers)
+            place = (config.sparse_layers if sparse else config.dense_layers).index(number)
+            layer = nnx.merge(graph, jax.tree.map(lambda leaf, place=place: leaf[place], stacked))
             x, _ = layer(x, cos, sin, masked_attend(batch.mask), None)
             states.append(x)
             if features is not None and number < len(features.deepstack):

@@ -6,6 +6,7 @@ filter in floats moves pixels near edges by up to 29 levels. Pillow is imported 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,28 @@ MAX_IMAGE_PIXELS = 400_000_000
 Background = Literal["white", "reference"]
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """What preprocessor_config.json says: sizes in pixels, mean and std of pixels scaled to 0..1."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a merged visual token."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_elements(self) -> int:
+        return len(self.mean) * self.temporal_patch_size * self.patch_size**2
+
+
 class ImageError(CountedError):
     """An image that cannot be used."""
 
@@ -33,7 +56,7 @@ def open_image(data: bytes) -> Image.Image:
     Raises:
       ImageError: the bytes are no image, or it has more than `MAX_IMAGE_PIXELS`.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS  # Pillow keeps its limit there, one for the whole process
@@ -42,7 +65,9 @@ def open_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("image too large", str(error)) from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # each a way in which a plugin rejects a file
-        raise ImageError("image not readable", f"{len(data)} bytes that no image format accepts ({error})") from error
+        # The message of an unknown format only names a Python object.
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise ImageError("image not readable", f"{len(data)} bytes that no image format accepts{why}") from error
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise ImageError("image too large", f"{image.width}x{image.height} pixels, more than {MAX_IMAGE_PIXELS}")
     return image
@@ -97,25 +122,57 @@ def resize(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "H 
 def patchify(
     pixels: UInt8[np.ndarray, "H W 3"], patch_size: int, merge_size: int = 2, temporal_patch_size: int = 2
 ) -> UInt8[np.ndarray, "P E"]:
-    """Cuts one still image into patches in merge-block order, each flattened as (channel, frame, row, column).
+    """Cuts one still image into patches; see `patchify_frames`. The image repeats its one frame in every patch."""
+    return patchify_frames(pixels[None], patch_size, merge_size, temporal_patch_size)
 
-    A patch spans `temporal_patch_size` frames; a still image repeats its one frame, so
-    E = 3 * temporal_patch_size * patch_size ** 2.
+
+def patchify_frames(
+    frames: UInt8[np.ndarray, "F H W 3"], patch_size: int, merge_size: int = 2, temporal_patch_size: int = 2
+) -> UInt8[np.ndarray, "P E"]:
+    """Cuts frames into patches in merge-block order, each flattened as (channel, frame, row, column).
+
+    A patch spans `temporal_patch_size` frames, so E = 3 * temporal_patch_size * patch_size ** 2. The last frame is
+    repeated where their number does not divide.
 
     Raises:
       ValueError: a side is not a multiple of patch_size * merge_size.
     """
-    height, width, channels = pixels.shape
+    count, height, width, channels = frames.shape
     side = patch_size * merge_size
     if height % side or width % side:
         raise ValueError(f"an image of {width}x{height} pixels does not divide into tokens of {side} pixels")
-    cut = pixels.reshape(
-        height // side, merge_size, patch_size, width // side, merge_size, patch_size, channels
-    ).transpose(0, 3, 1, 4, 6, 2, 5)
-    count = height * width // patch_size**2
-    patches = np.empty((count, channels, temporal_patch_size, patch_size, patch_size), np.uint8)
-    patches[:] = cut.reshape(count, channels, 1, patch_size, patch_size)
-    return patches.reshape(count, -1)
+    if missing := -count % temporal_patch_size:
+        last = np.broadcast_to(frames[-1], (missing, height, width, channels))
+        # A still image needs no copy.
+        frames = np.concatenate([frames, last]) if count > 1 else np.broadcast_to(frames, (1 + missing, *last.shape[1:]))
+    cut = frames.reshape(
+        -1, temporal_patch_size,
+        height // side, merge_size, patch_size,
+        width // side, merge_size, patch_size,
+        channels,
+    ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # fmt: skip
+    return cut.reshape(-1, channels * temporal_patch_size * patch_size**2)
+
+
+def unpatchify(
+    patches: UInt8[np.ndarray, "P E"],
+    grid: tuple[int, int, int],
+    patch_size: int,
+    merge_size: int = 2,
+    temporal_patch_size: int = 2,
+) -> UInt8[np.ndarray, "F H W 3"]:
+    """The frames from which `patchify_frames` made these patches: every pixel that the model sees, and no other.
+
+    Args:
+      patches: of one image or video.
+      grid: its (frames, height, width) in patches; F = frames * temporal_patch_size.
+    """
+    times, rows, columns = (int(length) for length in grid)
+    cut = patches.reshape(
+        times, rows // merge_size, columns // merge_size, merge_size, merge_size,
+        -1, temporal_patch_size, patch_size, patch_size,
+    ).transpose(0, 6, 1, 3, 7, 2, 4, 8, 5)  # fmt: skip
+    return cut.reshape(times * temporal_patch_size, rows * patch_size, columns * patch_size, -1)
 
 
 def normalise(

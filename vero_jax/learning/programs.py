@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int32, UInt32
 
+from vero_jax.data.patches import PatchLayout
 from vero_jax.learning.aggregation import AggregationMode, Totals, aggregate
 from vero_jax.learning.metrics import mismatch_sums
 from vero_jax.learning.rows import Rows, Signals, patch_cost
@@ -81,8 +82,8 @@ class TrainablePolicy:
     """A tree of `NamedSharding` of the same structure."""
     frozen: tuple[str, ...] = ()
     """Top-level names of parameters that get no gradient, no decay and no optimizer state."""
-    merge_size: int = 2
-    """Patches along one side of a merged visual token."""
+    patch_layout: PatchLayout = PatchLayout()
+    """In which order the vision tower reads patches."""
     patch_cost: float = 0.25
     """Work of a vision patch, in language tokens; see `rows.patch_cost`."""
 
@@ -109,7 +110,7 @@ class TrainablePolicy:
             params_like,
             model_def.shardings(mesh),
             frozen=("vision",) if freeze_vision else (),
-            merge_size=model_def.config.vision.merge_size,
+            patch_layout=model_def.config.patch_layout,
             patch_cost=patch_cost(params_like),
         )
 

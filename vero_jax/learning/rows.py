@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int32
 
-from vero_jax.data.geometry import patch_geometry
+from vero_jax.data.patches import PatchLayout
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import ResponseTokens
 from vero_jax.learning.batching import first_fit_decreasing
@@ -92,7 +92,7 @@ class RowPlan:
     tokens: int
     seen_sequences: int
     seen_tokens: int
-    merge_size: int = 2
+    patch_layout: PatchLayout = PatchLayout()
 
     @property
     def micro_batches(self) -> int:
@@ -140,6 +140,8 @@ class RowPlan:
                 "sizes": np.ones((B, P, 2), np.int32),
                 "segments": np.zeros((B, P), np.int32),
             }
+            if self.patch_layout.window:
+                vision["windows"] = np.zeros((B, P), np.int32)
         targets: dict[str, Any] = {
             "sources": np.zeros((B, U), np.int32),
             "targets": np.zeros((B, U), np.int32),
@@ -170,22 +172,26 @@ class RowPlan:
         targets: Mapping[str, np.ndarray],
     ) -> None:
         """Writes one row's groups into views of its arrays."""
-        t = p = u = count = frames = 0
+        t = p = u = count = frames = windows = 0
         for number, (g, members) in enumerate(row, start=1):
             group = self.groups[g]
             prompt = group.prompt
             here = slice(t, t + len(prompt.token_ids))
             tokens["token_ids"][here] = prompt.token_ids
             tokens["positions"][here] = prompt.positions
-            offset = p // self.merge_size**2
-            tokens["image_index"][here] = np.where(prompt.image_index >= 0, prompt.image_index + offset, -1)
             tokens["groups"][here] = number
             if len(prompt.patches):
                 patches = slice(p, p + len(prompt.patches))
-                coords, sizes, segments = patch_geometry(prompt.grids, self.merge_size)
-                vision["patches"][patches], vision["coords"][patches] = prompt.patches, coords
-                vision["sizes"][patches], vision["segments"][patches] = sizes, segments + frames
-                p, frames = patches.stop, frames + int(segments.max())
+                arranged = self.patch_layout.arrange(prompt.grids)
+                vision["patches"][patches], vision["coords"][patches] = prompt.patches[arranged.order], arranged.coords
+                vision["sizes"][patches], vision["segments"][patches] = arranged.sizes, arranged.segments + frames
+                if arranged.windows is not None:
+                    vision["windows"][patches] = arranged.windows + windows
+                    windows += int(arranged.windows.max())
+                seen = prompt.image_index >= 0
+                offset = p // self.patch_layout.patches_per_token
+                tokens["image_index"][here][seen] = arranged.places[prompt.image_index[seen]] + offset
+                p, frames = patches.stop, frames + int(arranged.segments.max())
             t = here.stop
             last_of_prefix = t - 1
             for branch, r in enumerate(members, start=1):
@@ -214,7 +220,7 @@ def pack_rows(
     rows_per_micro_batch: int = 1,
     skip_zero_advantage: bool = True,
     mask_truncated: bool = False,
-    merge_size: int = 2,
+    patch_layout: PatchLayout = PatchLayout(),
     patch_cost: float = 0.25,
 ) -> RowPlan:
     """Plans the rows of a mini-batch.
@@ -231,7 +237,7 @@ def pack_rows(
     Args:
       row_length, row_patches: the most tokens and vision patches of a row.
       rows_per_micro_batch: rows that are computed together, over all devices.
-      merge_size: patches along one side of a merged visual token.
+      patch_layout: of the policy's vision tower.
       patch_cost: work of a vision patch, in language tokens.
 
     Raises:
@@ -284,13 +290,13 @@ def pack_rows(
         tokens=tokens,
         seen_sequences=seen_sequences,
         seen_tokens=seen_tokens,
-        merge_size=merge_size,
+        patch_layout=patch_layout,
     )
 
 
 def patch_cost(params: Any) -> float:
     """Work of a vision patch in language tokens, by the parameters that each meets (roughly: tables count too)."""
-    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in ("vision", "language")}
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params.get(name))) for name in ("vision", "language")}
     return sizes["vision"] / sizes["language"]
 
 

@@ -50,7 +50,7 @@ class SupervisedLearner:
         self.config, self.mesh = config, mesh
         self._row_length, self._row_patches = row_length, row_patches
         self._rows_per_micro_batch = rows_per_micro_batch
-        self._merge_size, self._patch_cost = policy.merge_size, policy.patch_cost
+        self._patch_layout, self._patch_cost = policy.patch_layout, policy.patch_cost
         self.programs = Programs(
             policy,
             cross_entropy,
@@ -91,7 +91,7 @@ class SupervisedLearner:
             row_patches=self._row_patches,
             rows_per_micro_batch=self._rows_per_micro_batch * row_shards(self.mesh),
             skip_zero_advantage=False,
-            merge_size=self._merge_size,
+            patch_layout=self._patch_layout,
             patch_cost=self._patch_cost,
         )
 

@@ -68,7 +68,7 @@ class Learner:
         self.actor, self.optim, self.mesh = actor, optim, mesh
         self._width = max_response_length
         self._total_steps = total_steps
-        self._merge_size, self._patch_cost = policy.merge_size, policy.patch_cost
+        self._patch_layout, self._patch_cost = policy.patch_layout, policy.patch_cost
         self.programs = Programs(
             policy,
             lambda logprobs, entropy, batch: actor_objective(logprobs, entropy, batch, actor),
@@ -115,7 +115,7 @@ class Learner:
             rows_per_micro_batch=actor.rows_per_micro_batch * row_shards(self.mesh),
             skip_zero_advantage=not keep_all and actor.entropy_coef == 0 and actor.kl_loss_coef == 0,
             mask_truncated=actor.mask_truncated,
-            merge_size=self._merge_size,
+            patch_layout=self._patch_layout,
             patch_cost=self._patch_cost,
         )
 

@@ -15,7 +15,10 @@ from jaxtyping import Array, Float32, Int32, UInt8
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VisionInputs:
-    """One packed patch buffer per row; the images of a row stand one after the other, padding last."""
+    """One packed patch buffer per row; the images of a row stand one after the other, padding last.
+
+    Inside an image, patches are in the order of `data.patches.PatchLayout`.
+    """
 
     patches: UInt8[Array, "B P E"] | Float32[Array, "B P E"]
     """Raw pixels (uint8, normalised on the device), or values normalised already (float32)."""
@@ -25,6 +28,8 @@ class VisionInputs:
     """(height, width) of the patch's image, in patches."""
     segments: Int32[Array, "B P"]
     """Which frame of which image a patch belongs to, counted from 1 inside the row; 0 is padding."""
+    windows: Int32[Array, "B P"] | None = None
+    """Which attention window a patch belongs to, likewise; None for towers without windows."""
 
 
 @jax.tree_util.register_dataclass

@@ -1,10 +1,12 @@
-"""The language model: a Qwen3 decoder with three-axis rotary positions and DeepStack additions.
+"""The language model: a Qwen decoder with three-axis rotary positions and DeepStack additions.
 
 It knows nothing of masks and caches: the caller's `attend` does.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vero_jax.models.config import TextConfig
-from vero_jax.models.layers import Linear, ParamFactory, RMSNorm, scan_layers
+from vero_jax.models.layers import GatedMLP, Linear, ParamFactory, RMSNorm, scan_layers
+from vero_jax.models.moe import SparseMLP
 from vero_jax.models.rope import rotate, text_rotary
 
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
@@ -27,24 +30,25 @@ returns only its new keys and values, so that the cache is read but not copied.
 
 
 def qk_norm_then_rotate(
-    norm: RMSNorm, x: Float[Array, "B T H C"], cos: Float[Array, "B T C"], sin: Float[Array, "B T C"]
+    norm: RMSNorm | None, x: Float[Array, "B T H C"], cos: Float[Array, "B T C"], sin: Float[Array, "B T C"]
 ) -> Float[Array, "B T H C"]:
-    """Qwen3 norms every head's query and key before it rotates them."""
-    return rotate(norm(x), cos, sin)
+    """Qwen3 norms every head's query and key before it rotates them; Qwen2 has no such norm."""
+    return rotate(x if norm is None else norm(x), cos, sin)
 
 
 class SelfAttention(nnx.Module):
-    """Grouped-query attention (Ainslie et al. 2023) without biases, with normed queries and keys."""
+    """Grouped-query attention (Ainslie et al. 2023), with Qwen3's norms or with Qwen2's biases."""
 
     def __init__(self, make: ParamFactory, config: TextConfig, gain: float) -> None:
         width, head = config.hidden_size, config.head_dim
         queries, keys = config.num_heads * head, config.num_kv_heads * head
-        self.q = Linear(make, (width, queries), ("embed", "heads"), bias=False)
-        self.k = Linear(make, (width, keys), ("embed", "kv_heads"), bias=False)
-        self.v = Linear(make, (width, keys), ("embed", "kv_heads"), bias=False)
-        self.out = Linear(make, (queries, width), ("heads", "embed"), bias=False, gain=gain)
-        self.q_norm = RMSNorm(make, head, config.rms_norm_eps)
-        self.k_norm = RMSNorm(make, head, config.rms_norm_eps)
+        bias = config.qkv_bias
+        self.q = Linear(make, (width, queries), ("embed", "heads"), bias=bias, target="q_proj")
+        self.k = Linear(make, (width, keys), ("embed", "kv_heads"), bias=bias, target="k_proj")
+        self.v = Linear(make, (width, keys), ("embed", "kv_heads"), bias=bias, target="v_proj")
+        self.out = Linear(make, (queries, width), ("heads", "embed"), bias=False, gain=gain, target="o_proj")
+        self.q_norm = RMSNorm(make, head, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(make, head, config.rms_norm_eps) if config.qk_norm else None
         self.head_dim = head
 
     def __call__(
@@ -62,28 +66,18 @@ class SelfAttention(nnx.Module):
         return self.out(out.astype(x.dtype).reshape(*x.shape[:-1], -1)), kept
 
 
-class GatedMLP(nnx.Module):
-    """SwiGLU (Shazeer 2020)."""
-
-    def __init__(self, make: ParamFactory, config: TextConfig, gain: float) -> None:
-        size, axes = (config.hidden_size, config.ffn_size), ("embed", "ffn")
-        self.gate = Linear(make, size, axes, bias=False)
-        self.up = Linear(make, size, axes, bias=False)
-        self.down = Linear(make, size[::-1], axes[::-1], bias=False, gain=gain)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
 class DecoderLayer(nnx.Module):
-    """Pre-norm: attention, then the gated MLP, each added to the residual stream."""
+    """Pre-norm: attention, then the gated MLP or the experts, each added to the residual stream."""
 
-    def __init__(self, make: ParamFactory, config: TextConfig) -> None:
+    def __init__(self, make: ParamFactory, config: TextConfig, *, sparse: bool) -> None:
         gain = (2 * config.num_layers) ** -0.5  # keeps the residual stream of a new model of order one (GPT-2's rule)
         self.attn_norm = RMSNorm(make, config.hidden_size, config.rms_norm_eps)
         self.attn = SelfAttention(make, config, gain)
         self.mlp_norm = RMSNorm(make, config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(make, config, gain)
+        targets = ("gate_proj", "up_proj", "down_proj")
+        size, axes = (config.hidden_size, config.ffn_size), ("embed", "ffn")
+        self.mlp = None if sparse else GatedMLP(make, size, axes, bias=False, gain=gain, targets=targets)
+        self.moe = SparseMLP(make, config, gain) if sparse else None
 
     def __call__(
         self,
@@ -95,7 +89,8 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Any]:
         added, kept = self.attn(self.attn_norm(x), cos, sin, attend, cache)
         x = x + added
-        return x + self.mlp(self.mlp_norm(x)), kept
+        mlp = self.moe if self.mlp is None else self.mlp
+        return x + mlp(self.mlp_norm(x)), kept
 
 
 class TokenTable(nnx.Module):
@@ -123,11 +118,45 @@ def add_deepstack(
     return x + visual_rows(tap, image_index, 0.0).astype(x.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerRun:
+    """Neighbouring layers of one kind, which one scan runs."""
+
+    sparse: bool
+    layers: slice
+    """Numbers of the layers in the model; `slice(None)` when they are all."""
+    span: slice
+    """Where they are in the stack of their kind; `slice(None)` when they are all of it."""
+
+    def of(self, inputs: Any) -> Any:
+        """The part of these layers of a pytree with a leading axis over all layers."""
+        return inputs if self.layers == slice(None) else jax.tree.map(lambda leaf: leaf[self.layers], inputs)
+
+
+def layer_runs(config: TextConfig) -> list[LayerRun]:
+    """The layers in order, cut where their kind changes: one run in every released model."""
+    kinds = [config.is_sparse(layer) for layer in range(config.num_layers)]
+    runs, start = [], 0
+    for sparse, group in itertools.groupby(kinds):
+        end = start + len(list(group))
+        first = kinds[:start].count(sparse)
+        whole = end - start == kinds.count(sparse)
+        span = slice(None) if whole else slice(first, first + end - start)
+        layers = slice(None) if end - start == config.num_layers else slice(start, end)
+        runs.append(LayerRun(sparse, layers, span))
+        start = end
+    return runs
+
+
 class LanguageModel(nnx.Module):
+    """Layers of one kind are stacked: `layers` holds those with an MLP, `sparse_layers` those with experts."""
+
     def __init__(self, make: ParamFactory, config: TextConfig) -> None:
         self.config = config
         self.embed = TokenTable(make, config)
-        self.layers = DecoderLayer(make.stacked(config.num_layers), config)
+        dense, sparse = len(config.dense_layers), len(config.sparse_layers)
+        self.layers = DecoderLayer(make.stacked(dense), config, sparse=False) if dense else None
+        self.sparse_layers = DecoderLayer(make.stacked(sparse), config, sparse=True) if sparse else None
         self.norm = RMSNorm(make, config.hidden_size, config.rms_norm_eps)
 
     def __call__(
@@ -152,7 +181,13 @@ class LanguageModel(nnx.Module):
             hidden states after the final norm, and what `attend` returned, stacked over the layers.
         """
         config = self.config
-        cos, sin = text_rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
+        cos, sin = text_rotary(
+            positions,
+            config.head_dim,
+            config.rope_theta,
+            config.mrope_section,
+            interleaved=config.mrope_interleaved,
+        )
         cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
 
         def step(layer: DecoderLayer, x: Array, inputs: tuple[Array, Any]) -> tuple[Array, Any]:
@@ -170,5 +205,9 @@ class LanguageModel(nnx.Module):
             return x, kept
 
         numbers = jnp.arange(config.num_layers)
-        x, kept = scan_layers(self.layers, step, x, (numbers, cache), remat=remat)
-        return self.norm(x), kept
+        kept = []
+        for run in layer_runs(config):
+            stack = self.sparse_layers if run.sparse else self.layers
+            x, more = scan_layers(stack, step, x, run.of((numbers, cache)), remat=remat, span=run.span)
+            kept.append(more)
+        return self.norm(x), kept[0] if len(kept) == 1 else jax.tree.map(lambda *runs: jnp.concatenate(runs), *kept)

@@ -20,12 +20,34 @@ Axes = tuple[str | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters beside some linear maps (Hu et al. 2021, arXiv:2106.09685): y = x W + (alpha / rank) (x A) B.
+
+    Attributes:
+        targets: names of the maps as Hugging Face has them, such as "q_proj"; see `LORA_TARGETS`.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear maps of the language model that can have an adapter."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ParamFactory:
     """Makes parameters with their logical axis names (metadata `axes`), stacked `layers` times when that is set."""
 
     rngs: nnx.Rngs
     dtype: Any
     layers: int | None = None
+    lora: LoRA | None = None
 
     def stacked(self, layers: int) -> ParamFactory:
         return dataclasses.replace(self, layers=layers)
@@ -40,6 +62,12 @@ class ParamFactory:
         """The same values for every seed; not for stacked modules."""
         return nnx.Param(jnp.asarray(value, self.dtype), axes=axes)
 
+    def uniform(self, shape: tuple[int, ...], axes: Axes, bound: float) -> nnx.Param:
+        """Uniform between -bound and bound."""
+        shape, axes = self._stack(shape, axes)
+        value = jax.random.uniform(self.rngs.params(), shape, jnp.float32, -bound, bound)
+        return nnx.Param(value.astype(self.dtype), axes=axes)
+
     def constant(self, shape: tuple[int, ...], axes: Axes, value: float) -> nnx.Param:
         shape, axes = self._stack(shape, axes)
         return nnx.Param(jnp.full(shape, value, self.dtype), axes=axes)
@@ -51,15 +79,57 @@ class ParamFactory:
 
 
 class Linear(nnx.Module):
-    """y = x W + b, W of shape (in, out): the transpose of torch's layout, so that no transpose runs on the device."""
+    """y = x W + b, W of shape (in, out): the transpose of torch's layout, so that no transpose runs on the device.
 
-    def __init__(self, make: ParamFactory, size: tuple[int, int], axes: Axes, *, bias: bool, gain: float = 1.0) -> None:
+    A map whose `target` is among the adapted ones adds a low-rank term, which starts at zero; see `LoRA`.
+    """
+
+    def __init__(
+        self,
+        make: ParamFactory,
+        size: tuple[int, int],
+        axes: Axes,
+        *,
+        bias: bool,
+        gain: float = 1.0,
+        target: str | None = None,
+    ) -> None:
         self.kernel = make.normal(size, axes, gain * size[0] ** -0.5)
         self.bias = make.constant(size[1:], axes[1:], 0.0) if bias else None
+        lora = make.lora if make.lora is not None and target in make.lora.targets else None
+        self.lora_a = lora and make.uniform((size[0], lora.rank), (axes[0], None), size[0] ** -0.5)
+        self.lora_b = lora and make.constant((lora.rank, size[1]), (None, axes[1]), 0.0)
+        self.lora_scale = lora and lora.scale
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            low_rank = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+            y = y + low_rank * self.lora_scale
+        return y
+
+
+class GatedMLP(nnx.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(
+        self,
+        make: ParamFactory,
+        size: tuple[int, int],
+        axes: Axes,
+        *,
+        bias: bool,
+        gain: float,
+        targets: tuple[str | None, str | None, str | None] = (None, None, None),
+    ) -> None:
+        self.gate = Linear(make, size, axes, bias=bias, target=targets[0])
+        self.up = Linear(make, size, axes, bias=bias, target=targets[1])
+        self.down = Linear(make, size[::-1], axes[::-1], bias=bias, gain=gain, target=targets[2])
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 class RMSNorm(nnx.Module):
@@ -98,6 +168,7 @@ def scan_layers(
     inputs: Any = None,
     *,
     remat: bool = False,
+    span: slice = slice(None),
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over a stacked module: one layer is traced, whatever their number.
 
@@ -107,6 +178,7 @@ def scan_layers(
         carry: what goes from layer to layer.
         inputs: a pytree whose leaves have a leading axis L, or None.
         remat: keep only the carry of each layer for the backward pass and compute the rest again.
+        span: which of the stacked layers to run; a part of them is a copy.
 
     Returns:
         the last carry, and the outputs stacked along a leading axis L.
@@ -120,4 +192,7 @@ def scan_layers(
     if remat:
         # Inside a scan the loop itself keeps XLA from merging the two computations; see jax.checkpoint.
         body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, carry, (nnx.to_pure_dict(state), inputs))
+    params = nnx.to_pure_dict(state)
+    if span != slice(None):
+        params = jax.tree.map(lambda leaf: leaf[span], params)
+    return jax.lax.scan(body, carry, (params, inputs))

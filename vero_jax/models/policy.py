@@ -13,7 +13,8 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.qwen3_vl import Qwen3VL
+from vero_jax.models.layers import LoRA
+from vero_jax.models.qwen_vl import QwenVL
 from vero_jax.parallel.sharding import param_shardings
 
 Params = dict[str, Any]
@@ -29,18 +30,20 @@ class ModelDef:
         dtype: of the activations, "float32" or "bfloat16".
         param_dtype: in which the parameters are kept.
         remat: recompute each layer in the backward pass.
+        lora: adapters beside the language model's linear maps, as leaves `lora_a` and `lora_b`; None for none.
     """
 
     config: ModelConfig
     dtype: Any = "float32"
     param_dtype: Any = "float32"
     remat: bool = False
+    lora: LoRA | None = None
 
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
             object.__setattr__(self, name, jnp.dtype(getattr(self, name)))
 
-    def bind(self, params: Params) -> Qwen3VL:
+    def bind(self, params: Params) -> QwenVL:
         """The model with these parameters; cheap, and made for use inside jit."""
         return nnx.merge(_abstract(self)[0], params)
 
@@ -70,8 +73,10 @@ class ModelDef:
         """How many numbers the parameters hold; a tied head counts once."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
 
-    def _module(self, rngs: nnx.Rngs) -> Qwen3VL:
-        return Qwen3VL(self.config, dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat, rngs=rngs)
+    def _module(self, rngs: nnx.Rngs) -> QwenVL:
+        return QwenVL(
+            self.config, dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat, lora=self.lora, rngs=rngs
+        )
 
 
 @functools.lru_cache(maxsize=32)

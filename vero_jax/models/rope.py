@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021): interleaved three-axis for text, two-axis for patches. Positions are data.
+"""Rotary positions (Su et al. 2021): three-axis for text, two-axis for patches. Positions are data.
 
 Both use the half-split convention: the first half of a head's numbers is rotated against the second half.
 """
@@ -29,17 +29,29 @@ def interleaved_axes(section: tuple[int, int, int], count: int) -> Int32[np.ndar
     return axes
 
 
+def chunked_axes(section: tuple[int, int, int], count: int) -> Int32[np.ndarray, "F"]:
+    """The same in Qwen2.5-VL's order: the lowest frequencies for time, then those for height, then width."""
+    return np.repeat(np.arange(3, dtype=np.int32), section)[:count]
+
+
 def text_rotary(
-    positions: Int[Array, "B T 3"], head_dim: int, theta: float, section: tuple[int, int, int]
+    positions: Int[Array, "B T 3"],
+    head_dim: int,
+    theta: float,
+    section: tuple[int, int, int],
+    *,
+    interleaved: bool = True,
 ) -> tuple[Float32[Array, "B T C"], Float32[Array, "B T C"]]:
-    """cos and sin, in float32, of every token's angles (Qwen3-VL's interleaved MRoPE).
+    """cos and sin, in float32, of every token's angles (multimodal RoPE, Wang et al. 2024, arXiv:2409.12191).
 
     Args:
         positions: of each token on the axes (time, height, width).
         section: how many of the head_dim / 2 frequencies each axis has.
+        interleaved: whether the axes take turns (Qwen3-VL) or have one run of frequencies each (Qwen2.5-VL).
     """
     frequencies = inverse_frequencies(head_dim, theta)
-    chosen = jnp.take(positions, interleaved_axes(section, head_dim // 2), axis=-1)
+    axes = (interleaved_axes if interleaved else chunked_axes)(section, head_dim // 2)
+    chosen = jnp.take(positions, axes, axis=-1)
     # An elementwise product, not a matmul: accelerators round the factors of a matmul to bfloat16 by default.
     angles = chosen.astype(jnp.float32) * frequencies
     angles = jnp.concatenate([angles, angles], axis=-1)

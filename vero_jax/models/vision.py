@@ -1,4 +1,4 @@
-"""The vision tower: packed patches in, merged visual tokens and DeepStack features out.
+"""The vision towers of Qwen3-VL and Qwen2.5-VL: packed patches in, merged visual tokens and DeepStack features out.
 
 Any number of images shares one buffer. Where a patch lies, how large its image is and which frame it belongs to are
 arrays, so one compiled program serves every mixture of images.
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from vero_jax.models.attention import segment_attention
 from vero_jax.models.config import VisionConfig
 from vero_jax.models.inputs import VisionInputs
-from vero_jax.models.layers import LayerNorm, Linear, ParamFactory, scan_layers
+from vero_jax.models.layers import GatedMLP, LayerNorm, Linear, ParamFactory, RMSNorm, scan_layers
 from vero_jax.models.rope import patch_rotary, rotate
 
 ATTENTION_BLOCK = 512
@@ -134,15 +134,22 @@ class VisionMLP(nnx.Module):
         return self.fc2(block_gelu(self.fc1(x)))
 
 
+def make_norm(make: ParamFactory, config: VisionConfig, size: int) -> LayerNorm | RMSNorm:
+    """The tower's kind of norm."""
+    return (LayerNorm if config.style == "qwen3_vl" else RMSNorm)(make, size, config.norm_eps)
+
+
 class VisionBlock(nnx.Module):
-    """Pre-norm transformer block; a patch sees the patches of its own frame of its own image."""
+    """Pre-norm transformer block; a patch sees the patches of its own segment: a frame of an image, or a window."""
 
     def __init__(self, make: ParamFactory, config: VisionConfig) -> None:
         gain = (2 * config.depth) ** -0.5  # keeps the residual stream of a new tower of order one (GPT-2's rule)
-        self.norm1 = LayerNorm(make, config.hidden_size, config.norm_eps)
+        self.norm1 = make_norm(make, config, config.hidden_size)
         self.attn = VisionAttention(make, config, gain)
-        self.norm2 = LayerNorm(make, config.hidden_size, config.norm_eps)
-        self.mlp = VisionMLP(make, config, gain)
+        self.norm2 = make_norm(make, config, config.hidden_size)
+        size, axes = (config.hidden_size, config.ffn_size), ("vision_embed", "vision_ffn")
+        plain = config.style == "qwen3_vl"
+        self.mlp = VisionMLP(make, config, gain) if plain else GatedMLP(make, size, axes, bias=True, gain=gain)
 
     def __call__(
         self,
@@ -165,7 +172,7 @@ class Merger(nnx.Module):
         self.norm_after = norm_after
         self.patches = config.merge_size**2
         width = config.hidden_size * self.patches
-        self.norm = LayerNorm(make, width if norm_after else config.hidden_size, config.norm_eps)
+        self.norm = make_norm(make, config, width if norm_after else config.hidden_size)
         self.fc1 = Linear(make, (width, width), ("vision_embed", "vision_ffn"), bias=True)
         self.fc2 = Linear(make, (width, config.out_hidden_size), ("vision_ffn", "embed"), bias=True)
 
@@ -184,14 +191,17 @@ class PositionTable(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Qwen3-VL's ViT: patch embedding, learned and rotary positions, blocks, mergers."""
+    """Patch embedding, learned (Qwen3-VL) and rotary positions, blocks, mergers."""
 
     def __init__(self, make: ParamFactory, config: VisionConfig) -> None:
         self.config = config
         self.patch_embed = Linear(
-            make, (config.patch_elements, config.hidden_size), ("patch", "vision_embed"), bias=True
+            make,
+            (config.patch_elements, config.hidden_size),
+            ("patch", "vision_embed"),
+            bias=config.style == "qwen3_vl",
         )
-        self.pos_embed = PositionTable(make, config)
+        self.pos_embed = PositionTable(make, config) if config.num_positions else None
         self.blocks = VisionBlock(make.stacked(config.depth), config)
         self.merger = Merger(make, config, norm_after=False)
         taps = len(config.deepstack_layers)
@@ -202,11 +212,14 @@ class VisionTower(nnx.Module):
     ) -> tuple[Float[Array, "B P Dv"], Float[Array, "S B P Dv"]]:
         """The last block's output, and the outputs of the blocks that DeepStack taps, in the order of the config."""
         config = self.config
+        if bool(config.window) != (vision.windows is not None):
+            raise ValueError(f"a tower with window {config.window} needs VisionInputs made with its own patch_layout")
         patches = vision.patches
         if patches.dtype == jnp.uint8:
             patches = normalise_patches(patches, config)
         x = self.patch_embed(patches.astype(dtype))
-        x = x + interpolate_positions(self.pos_embed.embedding[...], vision.coords, vision.sizes).astype(dtype)
+        if self.pos_embed is not None:
+            x = x + interpolate_positions(self.pos_embed.embedding[...], vision.coords, vision.sizes).astype(dtype)
         cos, sin = patch_rotary(vision.coords, config.head_dim)
         # Every block writes its output to one slot of a buffer; those that are not tapped write to the last one,
         # which nobody reads. The write is in place, so the taps cost their own memory and no branch.
@@ -214,17 +227,28 @@ class VisionTower(nnx.Module):
         slots = np.full(config.depth, taps, np.int32)
         slots[list(config.deepstack_layers)] = np.arange(taps)
 
-        def step(block: VisionBlock, carry: tuple[Array, Array], slot: Array) -> tuple[tuple[Array, Array], None]:
-            x, buffer = carry
-            x = block(x, cos, sin, vision.segments)
-            return (x, jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0)), None
+        # Which blocks see whole frames is data to the loop, too: one traced block serves both kinds.
+        whole = np.ones(config.depth, bool)
+        if config.window:
+            whole[:] = False
+            whole[list(config.full_attention_layers)] = True
 
-        carry = (x, jnp.zeros((taps + 1, *x.shape), x.dtype))
-        (x, buffer), _ = scan_layers(self.blocks, step, carry, jnp.asarray(slots), remat=remat)
+        def step(
+            block: VisionBlock, carry: tuple[Array, Array], inputs: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            (x, buffer), (slot, whole) = carry, inputs
+            segments = vision.segments
+            if vision.windows is not None:
+                segments = jnp.where(whole, segments, vision.windows)
+            x = block(x, cos, sin, segments)
+            return (x, jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0) if taps else buffer), None
+
+        carry = (x, jnp.zeros((taps + 1 if taps else 0, *x.shape), x.dtype))
+        (x, buffer), _ = scan_layers(self.blocks, step, carry, (jnp.asarray(slots), jnp.asarray(whole)), remat=remat)
         return x, buffer[:taps]
 
     def __call__(self, vision: VisionInputs, dtype: jnp.dtype, *, remat: bool = False) -> ImageFeatures:
-        """Encodes the images of each row.
+        """Encodes the images of each row; features come in the order of the patches.
 
         Args:
             vision: packed patches; P must be a multiple of merge_size ** 2.

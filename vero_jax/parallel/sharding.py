@@ -18,6 +18,7 @@ RULES: Mapping[str, str | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "ffn": "tensor",
+    "experts": None,
     "vision_embed": "fsdp",
     "vision_heads": "tensor",
     "vision_ffn": "tensor",

@@ -158,7 +158,7 @@ class Engine:
             groups=groups,
             prompt_buckets=self.rollout.prompt_buckets,
             patch_buckets=self.rollout.patch_buckets,
-            merge_size=self.model_def.config.vision.merge_size,
+            patch_layout=self.model_def.config.patch_layout,
         )
         return self._generate(params, prompts, calls, sampling, max_new_tokens)
 
@@ -225,7 +225,7 @@ class Engine:
         )
         vision = None
         if call.patches is not None:
-            vision = VisionInputs(call.patches, call.coords, call.sizes, call.segments)  # type: ignore[arg-type]
+            vision = VisionInputs(call.patches, call.coords, call.sizes, call.segments, call.windows)  # type: ignore[arg-type]
         real = (np.arange(len(call.lengths)) < len(call.indices)).astype(np.int32)
         return self._place((vision, tokens, call.lengths, call.next_positions, real), self._layout.rows)
 

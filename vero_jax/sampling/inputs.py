@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int32, Num, UInt32
 
-from vero_jax.data.geometry import merged_counts, patch_geometry
+from vero_jax.data.geometry import merged_counts
+from vero_jax.data.patches import PatchLayout
 from vero_jax.errors import UserError
 from vero_jax.types import Prompt
 
@@ -32,10 +33,12 @@ class Call:
     next_positions: Int32[np.ndarray, "G"]
     keys: UInt32[np.ndarray, "G N 2"]
     patches: Num[np.ndarray, "G P E"] | None
-    """None, as are the next three, when no prompt of the call has an image."""
+    """In the order of the vision tower; None, as are the next four, when no prompt of the call has an image."""
     coords: Int32[np.ndarray, "G P 2"] | None
     sizes: Int32[np.ndarray, "G P 2"] | None
     segments: Int32[np.ndarray, "G P"] | None
+    windows: Int32[np.ndarray, "G P"] | None
+    """None, too, for a tower without windows."""
 
 
 def plan_calls(
@@ -45,7 +48,7 @@ def plan_calls(
     groups: int,
     prompt_buckets: Sequence[int],
     patch_buckets: Sequence[int],
-    merge_size: int = 2,
+    patch_layout: PatchLayout = PatchLayout(),
 ) -> Iterator[Call]:
     """Sorts prompts by bucket and cuts them into calls of `groups`, so that a call pads little.
 
@@ -55,13 +58,14 @@ def plan_calls(
       keys: one key per prompt and sample, see `sample_keys`.
       groups: groups of every call, padding included.
       prompt_buckets, patch_buckets: padded sizes, in tokens and patches.
+      patch_layout: of the model's vision tower.
 
     Raises:
       UserError: a prompt does not fit the buckets, or its image tokens do not match its images.
     """
     sizes = []
     for index, prompt in enumerate(prompts):
-        _check_images(index, prompt, merge_size)
+        _check_images(index, prompt, patch_layout.merge_size)
         tokens = _bucket(len(prompt.token_ids), prompt_buckets, index, prompt, "tokens", "rollout.prompt_buckets")
         patches = 0
         if len(prompt.patches):
@@ -72,7 +76,7 @@ def plan_calls(
     def call(indices: tuple[int, ...]) -> Call:
         length = max(sizes[index][0] for index in indices)
         room = max(sizes[index][1] for index in indices)
-        return _pad([prompts[index] for index in indices], indices, keys, groups, length, room, merge_size)
+        return _pad([prompts[index] for index in indices], indices, keys, groups, length, room, patch_layout)
 
     return (call(tuple(order[first : first + groups])) for first in range(0, len(order), groups))
 
@@ -135,7 +139,7 @@ def _pad(
     groups: int,
     length: int,
     room: int,
-    merge_size: int,
+    patch_layout: PatchLayout,
 ) -> Call:
     token_ids = np.zeros((groups, length), np.int32)
     positions = np.zeros((groups, length, 3), np.int32)
@@ -144,23 +148,28 @@ def _pad(
     next_positions = np.ones(groups, np.int32)
     call_keys = np.zeros((groups, *keys.shape[1:]), np.uint32)
     call_keys[: len(indices)] = keys[list(indices)]
-    patches = coords = sizes = segments = None
+    patches = coords = sizes = segments = windows = None
     if room:
         first = next(prompt.patches for prompt in prompts if len(prompt.patches))
         patches = np.zeros((groups, room, first.shape[1]), first.dtype)
         coords = np.zeros((groups, room, 2), np.int32)
         sizes = np.ones((groups, room, 2), np.int32)
         segments = np.zeros((groups, room), np.int32)
+        windows = np.zeros((groups, room), np.int32) if patch_layout.window else None
     for row, prompt in enumerate(prompts):
         T, P = len(prompt.token_ids), len(prompt.patches)
         token_ids[row, :T] = prompt.token_ids
         positions[row, :T] = prompt.positions
-        image_index[row, :T] = prompt.image_index
         lengths[row] = T
         next_positions[row] = prompt.next_position
         if P and patches is not None and coords is not None and sizes is not None and segments is not None:
-            patches[row, :P] = prompt.patches
-            coords[row, :P], sizes[row, :P], segments[row, :P] = patch_geometry(prompt.grids, merge_size)
+            arranged = patch_layout.arrange(prompt.grids)
+            patches[row, :P] = prompt.patches[arranged.order]
+            coords[row, :P], sizes[row, :P], segments[row, :P] = arranged.coords, arranged.sizes, arranged.segments
+            if windows is not None:
+                windows[row, :P] = arranged.windows
+            seen = np.flatnonzero(prompt.image_index >= 0)
+            image_index[row, seen] = arranged.places[prompt.image_index[seen]]
     return Call(
         indices=indices,
         token_ids=token_ids,
@@ -173,4 +182,5 @@ def _pad(
         coords=coords,
         sizes=sizes,
         segments=segments,
+        windows=windows,
     )

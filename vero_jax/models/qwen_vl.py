@@ -1,7 +1,8 @@
-"""Qwen3-VL: the vision tower and the language model as the one function that sampling and learning call."""
+"""Qwen-VL: the vision tower and the language model as the one function that sampling and learning call."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,26 +12,30 @@ from jaxtyping import Array, Float, Int
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.language import Attend, LanguageModel, TokenTable, visual_rows
-from vero_jax.models.layers import ParamFactory
+from vero_jax.models.layers import LoRA, ParamFactory
 from vero_jax.models.vision import ImageFeatures, VisionTower
 
-__all__ = ["Attend", "ImageFeatures", "Qwen3VL"]
+__all__ = ["Attend", "ImageFeatures", "QwenVL"]
 
 
-class Qwen3VL(nnx.Module):
+class QwenVL(nnx.Module):
     """Names, shapes and maths of the policy; made by `ModelDef.bind` from a plain tree of parameters."""
 
-    def __init__(self, config: ModelConfig, *, dtype: Any, param_dtype: Any, remat: bool, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, *, dtype: Any, param_dtype: Any, remat: bool, lora: LoRA | None, rngs: nnx.Rngs
+    ) -> None:
         make = ParamFactory(rngs, param_dtype)
         self.config = config
         self.dtype = dtype
         self.remat = remat
-        self.vision = VisionTower(make, config.vision)
-        self.language = LanguageModel(make, config.text)
+        self.vision = None if config.vision is None else VisionTower(make, config.vision)
+        self.language = LanguageModel(dataclasses.replace(make, lora=lora), config.text)
         self.head = None if config.tie_word_embeddings else TokenTable(make, config.text)
 
     def encode_images(self, vision: VisionInputs) -> ImageFeatures:
-        """Merged visual tokens and DeepStack features of the packed images of each row."""
+        """Merged visual tokens and DeepStack features of the packed images of each row, in the order of the patches."""
+        if self.vision is None:
+            raise ValueError(f"a {self.config.model_type} has no vision tower")
         return self.vision(vision, self.dtype, remat=self.remat)
 
     def embed(

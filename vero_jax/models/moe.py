@@ -1,0 +1,50 @@
+"""A mixture of experts in place of an MLP: every token goes to its best k experts, none is dropped."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int32
+
+from vero_jax.models.config import TextConfig
+from vero_jax.models.layers import Linear, ParamFactory
+
+
+def route(logits: Float32[Array, "n E"], experts_per_token: int) -> tuple[Float32[Array, "n k"], Int32[Array, "n k"]]:
+    """Weights and numbers of each token's experts, the best first.
+
+    A softmax over all experts, of which the k largest are kept and divided by their sum (Qwen3-MoE; Yang et al. 2025,
+    arXiv:2505.09388).
+    """
+    weights, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), experts_per_token)
+    return weights / weights.sum(axis=-1, keepdims=True), chosen
+
+
+class SparseMLP(nnx.Module):
+    """SwiGLU experts behind a linear router, without shared expert, capacity limit or auxiliary loss."""
+
+    def __init__(self, make: ParamFactory, config: TextConfig, gain: float) -> None:
+        count, width, ffn = config.num_experts, config.hidden_size, config.expert_ffn_size
+        self.router = Linear(make, (width, count), ("embed", "experts"), bias=False)
+        inwards, outwards = ("experts", "embed", "ffn"), ("experts", "ffn", "embed")
+        self.gate = make.normal((count, width, ffn), inwards, width**-0.5)
+        self.up = make.normal((count, width, ffn), inwards, width**-0.5)
+        self.down = make.normal((count, ffn, width), outwards, gain * ffn**-0.5)
+        self.experts_per_token = config.experts_per_token
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        tokens = x.reshape(-1, x.shape[-1])
+        # Accumulated and kept in float32: a rounded logit flips experts whose probabilities are close.
+        kernel = self.router.kernel[...].astype(x.dtype)
+        weights, chosen = route(jnp.matmul(tokens, kernel, preferred_element_type=jnp.float32), self.experts_per_token)
+        # Tokens sorted by expert make one matrix product per expert, of as many rows as it has tokens.
+        order = jnp.argsort(chosen.reshape(-1), stable=True)
+        sizes = jnp.bincount(chosen.reshape(-1), length=self.gate[...].shape[0]).astype(jnp.int32)
+        rows = jnp.take(tokens, order // self.experts_per_token, axis=0)
+        gate, up = (jax.lax.ragged_dot(rows, part[...].astype(x.dtype), sizes) for part in (self.gate, self.up))
+        out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, self.down[...].astype(x.dtype), sizes)
+        out = jnp.take(out, jnp.argsort(order), axis=0).reshape(*chosen.shape, -1)
+        # The weights are rounded to the activations' type, as the model was trained, and the sum is not.
+        weighted = out.astype(jnp.float32) * weights.astype(x.dtype).astype(jnp.float32)[..., None]
+        return weighted.sum(axis=1).astype(x.dtype).reshape(x.shape)
