@@ -273,4 +273,4 @@ def test_help_lists_every_key_with_its_comment():
 
 def test_comments_belong_to_their_own_field():
     comments = config_loader._comments(type(Config().model))
-    assert comments["path"].startswith("a Hugging Face folder") and not comments.get("freeze_vision")
+    assert comments["path"].startswith("a Hugging Face folder") and not comments.get("lora")

@@ -39,12 +39,32 @@ class BuildConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRASettings:
+    """Low-rank adapters (arXiv:2106.09685): small matrices beside linear maps are trained, all else is frozen."""
+
+    rank: int = 0  # of an adapter; 0: no adapters, the weights themselves are trained
+    alpha: float = 32.0  # an adapter's part is multiplied by alpha / rank
+    targets: tuple[str, ...] = (  # linear maps of the language model that get one; all of them by default
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    path: str = ""  # a PEFT folder to go on from, of the same rank, alpha and targets; empty: new adapters
+    export: Literal["merged", "adapter"] = "merged"  # whole weights with the adapters added, or a PEFT folder
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    path: str = "build"  # a Hugging Face folder, or "build": write a new policy and load that
+    path: str = "build"  # a Hugging Face folder, a hub id, a vero_jax folder, or "build": write and load a new policy
     build: BuildConfig = BuildConfig()
+    lora: LoRASettings = LoRASettings()
     dtype: Literal["float32", "bfloat16"] = "float32"  # activations
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights and optimizer state
-    freeze_vision: bool = False
+    freeze_vision: bool = False  # the tower is frozen in any case where model.lora.rank is not 0
     remat: bool = False  # recompute each layer's activations in the backward pass
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import re
 from collections.abc import Sequence
 
-from vero_jax.config import BuildConfig, Config, SamplingConfig
+from vero_jax.config import BuildConfig, Config, LoRASettings, SamplingConfig
 from vero_jax.errors import UserError
 from vero_jax.types import DOMAINS
 
@@ -28,6 +29,7 @@ def validate(config: Config) -> None:
     _check_batches(config)
     _check_reward(config)
     _check_mesh(config)
+    _check_lora(config.model.lora)
     if config.model.path == "build":
         _check_build(config.model.build)
 
@@ -245,6 +247,24 @@ def _check_mesh(config: Config) -> None:
         _need(size == -1 or size >= 1, f"{key} must be -1 (what is left) or at least 1, not {size}.")
     free = [key for key, size in axes.items() if size == -1]
     _need(len(free) <= 1, f"only one axis of the mesh can be -1, not {' and '.join(free)}.")
+
+
+def _check_lora(lora: LoRASettings) -> None:
+    _need(lora.rank >= 0, f"model.lora.rank must be 0 (off) or greater, not {lora.rank}.")
+    _need(
+        lora.rank > 0 or not lora.path,
+        f"model.lora.path={lora.path!r} needs model.lora.rank: set it to the adapter's, the `r` of its "
+        "adapter_config.json.",
+    )
+    _need(lora.alpha > 0, f"model.lora.alpha must be greater than 0, not {lora.alpha}.")
+    _need(len(lora.targets) > 0, "model.lora.targets must name at least one linear map, such as q_proj.")
+    known = LoRASettings().targets
+    for target in lora.targets:
+        _need(
+            target in known,
+            f"model.lora.targets names {target!r}, which is no linear map of the language model: the nearest is "
+            f"{difflib.get_close_matches(target, known, 1, 0.0)[0]!r}.",
+        )
 
 
 def _check_build(build: BuildConfig) -> None:

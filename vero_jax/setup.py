@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int32
 
 from vero_jax.config import Config
+from vero_jax.convert import export_hf
 from vero_jax.data.mini import text_corpus
 from vero_jax.data.pipeline import QuestionStream, Selection, select_rows, validation_batches
 from vero_jax.data.prepare import PreparedData, prepare
@@ -25,7 +26,8 @@ from vero_jax.learning.supervised import SupervisedLearner
 from vero_jax.learning.update import Learner
 from vero_jax.models.build import build_policy
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.policy import ModelDef, Params
+from vero_jax.models.lora import is_lora, load_adapter, lora_from, merge_lora, new_lora, save_adapter
+from vero_jax.models.policy import ModelDef, Params, join_params, split_params
 from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.trace_guard import TraceGuard
@@ -43,7 +45,7 @@ class System:
     config: Config
     mesh: Mesh
     folder: Path
-    """The Hugging Face folder that the policy started from."""
+    """The folder that the policy started from."""
     processor: Processor
     model_def: ModelDef
     prepared: PreparedData
@@ -54,14 +56,33 @@ class System:
     """Counts the traces of every compiled program of the run."""
 
     def params(self) -> Params:
-        """The policy's weights as in its folder, laid out over the mesh."""
-        return load_params(self.folder, self.model_def, self.model_def.shardings(self.mesh))
+        """The policy's weights as in its folder, with new or loaded adapters, laid out over the mesh."""
+        plain = dataclasses.replace(self.model_def, lora=None)
+        params = load_params(self.folder, plain, plain.shardings(self.mesh))
+        if self.model_def.lora is None:
+            return params
+        places, path = split_params(self.model_def.shardings(self.mesh), is_lora)[0], self.config.model.lora.path
+        return join_params(
+            params,
+            load_adapter(path, self.model_def, places) if path else new_lora(self.model_def, self.config.seed, places),
+        )
+
+    def export(self, params: Params, out_folder: Path) -> Path:
+        """Writes the policy for others: as a Hugging Face folder, or its adapters alone as a PEFT folder."""
+        lora, plain = self.model_def.lora, dataclasses.replace(self.model_def, lora=None)
+        if lora is None:
+            return export_hf(params, plain, self.folder, out_folder)
+        if self.config.model.lora.export == "merged":
+            return export_hf(merge_lora(params, lora), plain, self.folder, out_folder)
+        local = self.config.model.path == "build" or Path(self.config.model.path).expanduser().is_dir()
+        base = str(self.folder.absolute()) if local else self.config.model.path
+        return save_adapter(params, self.model_def, base, out_folder)
 
     def learner(self) -> Learner:
         """The policy's updates in reinforcement."""
         config = self.config
         return Learner(
-            self._policy(config.rollout.sampling.temperature),
+            self.policy(config.rollout.sampling.temperature),
             config.actor,
             config.optim,
             self.mesh,
@@ -74,7 +95,7 @@ class System:
         """The policy's updates in the cold start."""
         config = self.config
         return SupervisedLearner(
-            self._policy(temperature=1.0),
+            self.policy(),
             config.cold_start,
             config.optim,
             self.mesh,
@@ -84,7 +105,8 @@ class System:
             guard=self.guard,
         )
 
-    def _policy(self, temperature: float) -> TrainablePolicy:
+    def policy(self, temperature: float = 1.0) -> TrainablePolicy:
+        """What the learners train, with log-probabilities at this temperature."""
         rollout = self.config.rollout
         return TrainablePolicy.of_model(
             self.model_def,
@@ -158,11 +180,13 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
         background=config.data.background,
         max_prompt_length=config.data.max_prompt_length,
     )
+    model_config = ModelConfig.from_folder(folder)
     model_def = ModelDef(
-        ModelConfig.from_folder(folder),
+        model_config,
         dtype=config.model.dtype,
         param_dtype=config.model.param_dtype,
         remat=config.model.remat,
+        lora=lora_from(config.model.lora, model_config),
     )
     train_rows, val_rows = (
         select_rows(prepared, split, judge=config.reward.judge, processor=processor)
@@ -180,9 +204,11 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
         pad_id=processor.pad_id,
         guard=guard,
     )
-    millions = model_def.num_params() / 1e6
-    say(f"policy: {millions:.1f} M parameters from {folder}, on {mesh.size} {jax.devices()[0].platform} device(s)")
-    return System(config, mesh, folder, processor, model_def, prepared, train_rows, val_rows, engine, guard)
+    system = System(config, mesh, folder, processor, model_def, prepared, train_rows, val_rows, engine, guard)
+    total, trained = (f"{count / 1e6:,.2f} M" for count in (model_def.num_params(), system.policy().num_trained))
+    devices = f"{mesh.size} {jax.devices()[0].platform} device(s)"
+    say(f"policy: {total} parameters, {trained} trained, from {folder}, on {devices}")
+    return system
 
 
 def policy_folder(config: Config, run: RunDir, say: Callable[[str], None]) -> Path:

@@ -16,12 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from vero_jax.config import Config
 from vero_jax.config_loader import help_text, load_config
-from vero_jax.convert import export_hf
 from vero_jax.errors import friendly
 from vero_jax.learning.advantages import add_advantages
 from vero_jax.learning.kl import KLController
@@ -139,7 +135,7 @@ class Recipe:
         """A new phase begins with fresh optimizer moments; the policy as it is now is the reference of any KL term."""
         self.state = self.learner.init_state(self.state.params)
         if self.needs_reference:
-            self.reference = jax.tree.map(jnp.copy, self.state.params)
+            self.reference = self.learner.programs.snapshot(self.state.params)
         self.at.phase, self.at.phase_step = "reinforcement", 0
 
     def reinforce(self) -> bool:
@@ -256,7 +252,7 @@ class Recipe:
             self.checkpoints.wait()
             if self.config.trainer.export:
                 shutil.rmtree(self.run.export, ignore_errors=True)  # of an earlier, shorter run of the same folder
-                export_hf(self.state.params, self.system.model_def, self.system.folder, self.run.export)
+                self.system.export(self.state.params, self.run.export)
             self.log.close()
             plot_run(self.run.path, self.run.curves)
         summary = Summary(
@@ -279,14 +275,14 @@ class Recipe:
 
     def _begin(self) -> tuple[TrainState, Params | None, int | None]:
         """The state to start from: the newest checkpoint's, or the policy folder's weights."""
-        abstract = self.learner.abstract_state()
+        abstract, programs = self.learner.abstract_state(), self.learner.programs
         found = None
         if self.run.resuming:
             reference = abstract.params if self.needs_reference else None
             found = self.checkpoints.restore_latest(self._saved(abstract, reference), fingerprint(self.config))
         if found is None:
             state = self.learner.init_state(self.system.params())
-            return state, jax.tree.map(jnp.copy, state.params) if self.needs_reference else None, None
+            return state, programs.snapshot(state.params) if self.needs_reference else None, None
         saved, meta = found
         self.at = Position(meta.phase, meta.phase_step, meta.step, dict(meta.results), dict(meta.seconds))
         if self.at.phase_step < self.config.trainer.steps:
@@ -294,10 +290,14 @@ class Recipe:
         self.kl = dataclasses.replace(self.kl, coef=meta.kl_controller["coef"])
         self.run.cut_after(meta.phase_step if meta.phase == "reinforcement" else 0)
         self.progress.say(f"resuming from the checkpoint at {meta.phase.replace('_', ' ')} step {meta.phase_step}")
-        return saved["state"], saved.get("reference"), meta.metrics_position
+        state = saved["state"]
+        reference = programs.completed(saved["reference"], state.params) if self.needs_reference else None
+        return state, reference, meta.metrics_position
 
     def _saved(self, state: Any, reference: Any) -> dict[str, Any]:
-        return {"state": state} if reference is None else {"state": state, "reference": reference}
+        """What a checkpoint holds. Of the reference only what differs from the state: nothing is there twice."""
+        part = None if reference is None else self.learner.programs.trained_part(reference)
+        return {"state": state} if part is None else {"state": state, "reference": part}
 
     def _advance(self, step: int) -> None:
         self.at.phase_step, self.at.step = step, self.at.step + 1

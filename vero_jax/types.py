@@ -62,9 +62,9 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Tokens, patches and grids of one example: what the model sees. P counts vision patches, T tokens, I images and videos.
+    """Tokens, patches and grids of one example: what the model sees. P counts vision patches, T tokens.
 
-    Images and videos count alike, in the order in which they stand in the text.
+    I counts images and videos alike, in the order in which they stand in the text.
     """
 
     example: Example
@@ -72,10 +72,9 @@ class Prompt:
     positions: Int32[np.ndarray, "T 3"]
     """Rotary position of each token on the axes (time, height, width)."""
     image_index: Int32[np.ndarray, "T"]
-    """Which merged visual token stands at each place (counted over all images and videos of the prompt), -1 for text."""
+    """Which merged visual token stands at each place (counted over all of `grids`), -1 for text."""
     patches: UInt8[np.ndarray, "P E"] | Float32[np.ndarray, "P E"]
-    """Raw pixels in merge-block order, or float32 values normalised already; E = channels * temporal_patch * patch *
-    patch."""
+    """Raw pixels in merge-block order, or float32 values normalised already; E = channels * temporal_patch * patch ** 2."""
     grids: Int32[np.ndarray, "I 3"]
     """(frames, height, width) of each image or video in patches; a patch spans `temporal_patch` frames."""
     image_sizes: tuple[tuple[int, int], ...] = ()

@@ -110,7 +110,8 @@ def _turn(number: int, message: Mapping[str, Any], with_videos: bool) -> dict[st
         parts = [_part(number, part) for part in content]
     else:
         raise PromptError(
-            "malformed turn", f"turn {number} has a content of type {type(content).__name__}, not text or a list of parts"
+            "malformed turn",
+            f"turn {number} has a content of type {type(content).__name__}, not text or a list of parts",
         )
     return {**message, "content": parts}
 
@@ -127,7 +128,7 @@ def _part(number: int, part: Any) -> dict[str, Any]:
 
 
 def part_kind(part: Any) -> str | None:
-    """"text", "image" or "video", by the type of a part or by what it holds; None when it is nothing of these."""
+    """ "text", "image" or "video", by the type of a part or by what it holds; None when it is nothing of these."""
     if not isinstance(part, Mapping):
         return None
     kind = part.get("type", next((name for name in ("image", "video", "text") if name in part), None))

@@ -67,7 +67,9 @@ def smart_resize_video(
       ValueError: there are fewer frames than in one patch, or a shape that `smart_resize` refuses.
     """
     if frames < temporal_factor:
-        raise ValueError(f"a video of {frames} frames is shorter than one patch of {temporal_factor}; give it as images")
+        raise ValueError(
+            f"a video of {frames} frames is shorter than one patch of {temporal_factor}; give it as images"
+        )
     if height < 1 or width < 1:
         raise ValueError(f"a video of {width}x{height} pixels has no area")
     if height < factor or width < factor:

@@ -144,7 +144,9 @@ def patchify_frames(
     if missing := -count % temporal_patch_size:
         last = np.broadcast_to(frames[-1], (missing, height, width, channels))
         # A still image needs no copy.
-        frames = np.concatenate([frames, last]) if count > 1 else np.broadcast_to(frames, (1 + missing, *last.shape[1:]))
+        frames = (
+            np.concatenate([frames, last]) if count > 1 else np.broadcast_to(frames, (1 + missing, *last.shape[1:]))
+        )
     cut = frames.reshape(
         -1, temporal_patch_size,
         height // side, merge_size, patch_size,
@@ -188,3 +190,25 @@ def normalise(
     count, elements = patches.shape
     channel = np.repeat(np.arange(len(mean)), elements // len(mean))
     return table[channel[None], patches] if count else np.zeros((0, elements), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class StillImage:
+    """An opened image (decoded later) and the size at which the model sees it."""
+
+    image: Image.Image
+    height: int
+    width: int
+    """In pixels, after resizing."""
+    settings: ImageSettings
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(1, height, width) in patches."""
+        return 1, self.height // self.settings.patch_size, self.width // self.settings.patch_size
+
+    def patches(self, background: Background) -> UInt8[np.ndarray, "P E"]:
+        """Decodes, resizes and cuts the image. Raises `ImageError`."""
+        pixels = resize(to_rgb(self.image, background), self.height, self.width)
+        settings = self.settings
+        return patchify(pixels, settings.patch_size, settings.merge_size, settings.temporal_patch_size)

@@ -47,8 +47,8 @@ class VideoSettings:
     tokens_per_second: float = 0.0
     """Rotary time positions per second (Qwen2.5-VL); 0 where the time is written as text (Qwen3-VL)."""
     max_video_tokens: int | None = None
-    """Where the folder sets `cap_pixels_per_frame`: tokens to which a frame (or, with limits per frame, the whole video)
-    is bounded besides."""
+    """With `cap_pixels_per_frame` in the folder: tokens to which a frame, or with limits per frame the whole video, is
+    bounded besides. Unset in released checkpoints, which transformers 5.23 takes for no."""
     fps: float = 2.0
     """Frames per second to which `sample` thins out a source."""
     min_frames: int = 4

@@ -25,7 +25,8 @@ from vero_jax.learning.rows import Rows, Signals, patch_cost
 from vero_jax.learning.schedule import clip_by_global_norm, descend
 from vero_jax.models.attention import shared_prefix_attention
 from vero_jax.models.head import token_logprobs
-from vero_jax.models.policy import ModelDef
+from vero_jax.models.lora import is_lora
+from vero_jax.models.policy import ModelDef, ParamPath, join_params, split_params
 from vero_jax.parallel.sharding import replicated, row_sharding
 from vero_jax.parallel.trace_guard import TraceGuard
 
@@ -80,9 +81,9 @@ class TrainablePolicy:
     """The parameters, or their `ShapeDtypeStruct`s; a dict."""
     shardings: Any
     """A tree of `NamedSharding` of the same structure."""
-    frozen: tuple[str, ...] = ()
-    """Top-level names of parameters that get no gradient, no decay and no optimizer state."""
-    patch_layout: PatchLayout = PatchLayout()
+    trains: Callable[[ParamPath], bool] = lambda path: True
+    """Whether the parameter at a path is trained. The others get no gradient, no decay and no optimizer state."""
+    patch_layout: PatchLayout = dataclasses.field(default_factory=PatchLayout)
     """In which order the vision tower reads patches."""
     patch_cost: float = 0.25
     """Work of a vision patch, in language tokens; see `rows.patch_cost`."""
@@ -98,21 +99,31 @@ class TrainablePolicy:
         vocab_block: int = 16384,
         freeze_vision: bool = False,
     ) -> TrainablePolicy:
-        """A Qwen3-VL, its parameters laid out on the mesh.
+        """A model, its parameters laid out on the mesh. Where it has adapters, they alone are trained.
 
         Args:
           temperature: of the sampling whose log-probabilities are meant.
           attention_block, vocab_block: tokens and vocabulary entries that are computed at a time.
         """
-        params_like = model_def.abstract_params()
+        params_like, text = model_def.abstract_params(), model_def.config.text
+        expert_share = text.experts_per_token / text.num_experts if text.sparse_layers else 1.0
+
+        def trains(path: ParamPath) -> bool:
+            return is_lora(path) if model_def.lora is not None else not (freeze_vision and path[0] == "vision")
+
         return cls(
             model_forward(model_def, temperature=temperature, attention_block=attention_block, vocab_block=vocab_block),
             params_like,
             model_def.shardings(mesh),
-            frozen=("vision",) if freeze_vision else (),
+            trains=trains,
             patch_layout=model_def.config.patch_layout,
-            patch_cost=patch_cost(params_like),
+            patch_cost=patch_cost(params_like, expert_share),
         )
+
+    @property
+    def num_trained(self) -> int:
+        """How many numbers are trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(split_params(self.params_like, self.trains)[0]))
 
 
 def model_forward(
@@ -145,7 +156,11 @@ def model_forward(
 
 
 class Programs:
-    """The jitted functions, with shardings and donated buffers; compiled once per shape of rows."""
+    """The jitted functions, with shardings and donated buffers; compiled once per shape of rows.
+
+    What is not trained never passes through a program that returns parameters: those arrays are put back beside the
+    trained ones as they are, so that a frozen base lies in memory once, whatever is made of the rest.
+    """
 
     def __init__(
         self,
@@ -162,83 +177,100 @@ class Programs:
         guard = guard if guard is not None else TraceGuard()
         self.mesh = mesh
         self.rows_sharding, whole = row_sharding(mesh), replicated(mesh)
-        forward, shardings, frozen = policy.forward, policy.shardings, policy.frozen
-
-        def trained(tree: Params) -> Params:
-            return {key: None if key in frozen else part for key, part in tree.items()}
-
-        def merged(tree: Params, full: Params) -> Params:
-            return {key: full[key] if part is None else part for key, part in tree.items()}
-
-        abstract = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), policy.params_like))
-        self._abstract_params = abstract
-        gradient_shardings = trained(shardings)
+        forward, self._trains = policy.forward, policy.trains
+        abstract, self._abstract_frozen = self._split(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), policy.params_like)
+        )
+        self._abstract_trained = abstract
+        gradient_shardings, self._frozen_shardings = self._split(policy.shardings)
         opt_state_shardings = optax.tree_utils.tree_map_params(
             optimizer,
             lambda _, sharding: sharding,
-            jax.eval_shape(optimizer.init, trained(abstract)),
+            jax.eval_shape(optimizer.init, abstract),
             gradient_shardings,
             transform_non_params=lambda _: whole,
         )
         counters: Any = (whole, whole, whole)
-        self.state_shardings = TrainState(shardings, opt_state_shardings, *counters)
+        self._state_shardings = TrainState(gradient_shardings, opt_state_shardings, *counters)
 
-        def new_state(params: Params) -> TrainState:
-            return TrainState(params, optimizer.init(trained(params)), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+        def new_state(trained: Params) -> TrainState:
+            return TrainState(trained, optimizer.init(trained), *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
         def zeros() -> Params:
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained(abstract))
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), abstract)
 
         def logprobs(params: Params, batch: Batch) -> tuple[Float32[Array, "B U"], Sums]:
             values, entropy = forward(params, batch.rows)
             return values, policy_sums(values, entropy, batch, entropy_mode)
 
         def accumulate(params: Params, gradients: Params, batch: Batch) -> tuple[Params, Sums]:
-            def loss(trainable: Params) -> tuple[Float[Array, ""], Sums]:
-                return objective(*forward(merged(trainable, params), batch.rows), batch)
+            trained, frozen = self._split(params)
 
-            part, sums = jax.grad(loss, has_aux=True)(trained(params))
+            def loss(trained: Params) -> tuple[Float[Array, ""], Sums]:
+                return objective(*forward(join_params(trained, frozen), batch.rows), batch)
+
+            part, sums = jax.grad(loss, has_aux=True)(trained)
             return jax.tree.map(lambda total, new: total + new.astype(jnp.float32), gradients, part), sums
 
         def apply(state: TrainState, gradients: Params, rate: Array, step: Array) -> tuple[TrainState, Array]:
             clipped, norm = clip_by_global_norm(gradients, grad_clip)
             finite = jnp.isfinite(norm)
-            params = trained(state.params)
-            updated = descend(params, clipped, state.opt_state, optimizer, rate)
+            updated = descend(state.params, clipped, state.opt_state, optimizer, rate)
             # A gradient that overflowed must not reach the moments, where it would stay for hundreds of updates.
             params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), updated, (params, state.opt_state)
+                lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
             )
             return TrainState(
-                params=merged(params, state.params),
+                params=params,
                 opt_state=opt_state,
                 step=step,
                 updates=state.updates + finite,
                 skipped=state.skipped + ~finite,
             ), norm
 
-        self._new_state = jax.jit(new_state, out_shardings=self.state_shardings)
+        self._new_state = jax.jit(new_state, out_shardings=self._state_shardings)
         self.zeros = jax.jit(zeros, out_shardings=gradient_shardings)
         self.logprobs = jax.jit(guard.watch(f"{name}.logprobs", logprobs), out_shardings=(self.rows_sharding, whole))
         self.accumulate = jax.jit(
             guard.watch(f"{name}.accumulate", accumulate), out_shardings=(gradient_shardings, whole), donate_argnums=1
         )
-        self.apply = jax.jit(
-            guard.watch(f"{name}.apply", apply), out_shardings=(self.state_shardings, whole), donate_argnums=0
+        self._apply = jax.jit(
+            guard.watch(f"{name}.apply", apply), out_shardings=(self._state_shardings, whole), donate_argnums=0
         )
 
     def init_state(self, params: Params) -> TrainState:
-        """A state at step 0. The parameters' own buffers are not donated and stay valid."""
-        return self._new_state(params)
+        """A state at step 0. The parameters' own buffers are not donated and stay valid; frozen ones are shared."""
+        trained, frozen = self._split(params)
+        state = self._new_state(trained)
+        # Does nothing to arrays that lie where they should.
+        return _with_params(state, join_params(state.params, jax.device_put(frozen, self._frozen_shardings)))
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, types and shardings, for restoring a checkpoint."""
-        shapes = jax.eval_shape(self._new_state, self._abstract_params)
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            self.state_shardings,
-        )
+        state = _placed(jax.eval_shape(self._new_state, self._abstract_trained), self._state_shardings)
+        return _with_params(state, join_params(state.params, _placed(self._abstract_frozen, self._frozen_shardings)))
+
+    def apply(self, state: TrainState, gradients: Params, rate: Any, step: Any) -> tuple[TrainState, Array]:
+        """One optimizer update, and the gradients' norm. The buffers of the old state that are trained are used up."""
+        trained, frozen = self._split(state.params)
+        state, norm = self._apply(_with_params(state, trained), gradients, rate, step)
+        return _with_params(state, join_params(state.params, frozen)), norm
+
+    def trained_part(self, params: Params) -> Params:
+        """The tree of the parameters that are trained: what a checkpoint must hold of a reference policy."""
+        return self._split(params)[0]
+
+    def completed(self, trained: Params, params: Params) -> Params:
+        """`trained_part`'s tree with the frozen parameters of another one beside it, which are shared."""
+        return join_params(params, trained)
+
+    def snapshot(self, params: Params) -> Params:
+        """The parameters as they are now: copies of those that training changes, and the frozen ones themselves."""
+        trained, frozen = self._split(params)
+        return join_params(jax.tree.map(jnp.copy, trained), frozen)
+
+    def _split(self, tree: Params) -> tuple[Params, Params]:
+        return split_params(tree, self._trains)
 
     def put_rows(self, tree: Any) -> Any:
         """Host arrays with a leading row axis, split over the mesh. Every process passes the same arrays."""
@@ -250,6 +282,16 @@ class Programs:
             ),
             tree,
         )
+
+
+def _with_params(state: TrainState, params: Params) -> TrainState:
+    return dataclasses.replace(state, params=params)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
 
 
 def policy_sums(

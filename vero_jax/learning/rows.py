@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float32, Int32
 
 from vero_jax.data.patches import PatchLayout
@@ -294,10 +295,20 @@ def pack_rows(
     )
 
 
-def patch_cost(params: Any) -> float:
-    """Work of a vision patch in language tokens, by the parameters that each meets (roughly: tables count too)."""
-    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params.get(name))) for name in ("vision", "language")}
-    return sizes["vision"] / sizes["language"]
+def patch_cost(params: Any, expert_share: float = 1.0) -> float:
+    """Work of a vision patch in language tokens, by the parameters that each meets (roughly: tables count too).
+
+    Args:
+      expert_share: of a mixture's experts, the share that one token goes to.
+
+    Returns:
+      patch parameters / token parameters; 0 for a policy without vision tower.
+    """
+    met = {"vision": 0.0, "language": 0.0}
+    for path, leaf in flatten_dict(params).items():
+        if path[0] in met:
+            met[path[0]] += leaf.size * (expert_share if "moe" in path and "router" not in path else 1.0)
+    return met["vision"] / met["language"]
 
 
 def _ladder(largest: int, smallest: int, step: int) -> list[int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from vero_jax.models.config import ModelConfig
@@ -19,6 +20,21 @@ from vero_jax.parallel.sharding import param_shardings
 
 Params = dict[str, Any]
 """Nested dicts of arrays. Parameters of a stack of layers have a leading layer axis."""
+
+ParamPath = tuple[str, ...]
+"""Where a parameter is in the tree, such as ("language", "norm", "scale")."""
+
+
+def split_params(params: Params, belongs: Callable[[ParamPath], bool]) -> tuple[Params, Params]:
+    """The tree of the leaves whose path belongs, and that of all others; `join_params` puts them together again."""
+    flat = flatten_dict(params)
+    inside = {path: leaf for path, leaf in flat.items() if belongs(path)}
+    return unflatten_dict(inside), unflatten_dict({path: leaf for path, leaf in flat.items() if path not in inside})
+
+
+def join_params(*parts: Params) -> Params:
+    """One tree of the leaves of several; of a leaf that two have, the later one's. The arrays are not copied."""
+    return unflatten_dict({path: leaf for part in parts for path, leaf in flatten_dict(part).items()})
 
 
 @dataclasses.dataclass(frozen=True)
