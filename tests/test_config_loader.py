@@ -161,6 +161,7 @@ def test_unknown_key_in_a_file_names_the_line(tmp_path):
         ("data.max_val_examples=x", "must be a whole number or null, not 'x'."),
         ("data.domain_weights=3", "must be name: a number, not 3."),
         ("data.domain_weights.stem=x", "must be a number, not 'x'."),
+        ("model.lora.rank=many", "model.lora.rank (command line) must be a whole number, not 'many'."),
         ("model=3", "'model' (command line) is a section: set one of its keys, such as model.path."),
     ],
 )
@@ -238,6 +239,14 @@ def test_options_and_two_files_are_refused(empty):
         (["name=a/b"], "name must be made of letters"),
         (["seed=-1"], "seed must not be negative"),
         (["optim.betas=[0.9,1]"], "optim.betas must lie"),
+        (["model.lora.rank=-1"], "model.lora.rank must be 0 (off) or greater, not -1"),
+        (["model.lora.alpha=0"], "model.lora.alpha must be greater than 0, not 0.0"),
+        (
+            ["model.lora.targets=q_prj,v_proj"],
+            "names 'q_prj', which is no linear map of the language model: the nearest is 'q_proj'",
+        ),
+        (["model.lora.targets=[]"], "model.lora.targets must name at least one linear map"),
+        (["model.lora.path=some/adapter"], "model.lora.path='some/adapter' needs model.lora.rank"),
     ],
 )
 def test_settings_that_cannot_work_together(empty, words, expected):

@@ -1,18 +1,22 @@
-"""Hugging Face <-> vero_jax: writes a policy as a Hugging Face folder, and checks that a folder survives the way.
+"""Checkpoints between Hugging Face's format and vero_jax's own, both ways, and out of training.
 
-    python -m vero_jax.convert SOURCE OUT [--dtype bfloat16|float32] [--max-shard-bytes N]
+    python -m vero_jax.convert SOURCE OUT [--to hf|vero_jax] [--dtype source|bfloat16|float32] [--step N]
 
-reads a Hugging Face folder into vero_jax, writes it back as one, and compares every tensor with the source.
+SOURCE is a Hugging Face folder, an id of the model hub, a folder in vero_jax's format, or the run directory of a
+training, whose newest checkpoint is taken. What is written is read again and compared with the source, bit by bit.
+Nothing is ever in memory as a whole.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
+import contextlib
+import dataclasses
+import functools
+import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +24,33 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vero_jax.config import Config
+from vero_jax.config_loader import apply_settings, read_yaml
 from vero_jax.errors import UserError, friendly
+from vero_jax.models import native
+from vero_jax.models.boxes import BFLOAT16, Box, as_type, cut, same_bits, whole
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.policy import ModelDef, Params
-from vero_jax.models.weights import Checkpoint, disk_tensors, load_params, save_params, stored_dtype
-
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
+from vero_jax.models.export_files import copy_config, copy_side_files
+from vero_jax.models.hub import resolve_checkpoint
+from vero_jax.models.lora import lora_from
+from vero_jax.models.names import ExpertLayout, expert_layout, sources, stored_params
+from vero_jax.models.policy import ModelDef, ParamPath, Params
+from vero_jax.models.safetensors_io import INDEX_FILE, SINGLE_FILE, Checkpoint, SafetensorsWriter
+from vero_jax.models.transfer import (
+    BLOCK_BYTES,
+    Comparison,
+    Layout,
+    ParamReader,
+    ParamSink,
+    read_into,
+    run_all,
+    write_from,
 )
-"""Files that a checkpoint needs beside its weights and config, and that training does not change."""
+from vero_jax.models.weights import MAX_SHARD_BYTES, by_tensor, open_checkpoint, save_params
+from vero_jax.runtime.output_folder import check_free, new_folder
+from vero_jax.runtime.saved_params import SavedParams, checkpoint_steps
 
-MAX_SHARD_BYTES = 5 * 10**9
+FORMATS = ("hf", "vero_jax")
 
 
 def export_hf(
@@ -53,67 +62,326 @@ def export_hf(
     dtype: Any = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Writes weights, config and the source's tokenizer, template and processor files as a Hugging Face folder.
+    """Writes weights, the source's config and all its other files as a Hugging Face folder.
 
     The folder appears under its name only when it is complete. With several processes all must call this; the first
     one writes.
 
     Args:
-        source_folder: the checkpoint that training started from.
+        source_folder: the checkpoint that training started from, in either format.
         out_folder: must not exist, or be empty.
         dtype: of the tensors on disk; None keeps that of the parameters.
 
     Returns:
         the folder that was written.
+
+    Raises:
+        UserError: the folder exists, or the disk refuses.
     """
     source, out = Path(source_folder).expanduser(), Path(out_folder).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; give a new folder, or remove it first")
+    check_free(out)
     dtype = np.dtype(model_def.param_dtype if dtype is None else dtype)
-    draft = out.with_name(f".{out.name}.partial")
-    writer = jax.process_index() == 0
+    experts = source_experts(source, model_def)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("export_hf")  # all have looked at `out` before the first one fills it
-    if writer:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-    save_params(draft, model_def, params, max_shard_bytes, dtype)
-    if writer:
-        text = json.dumps(model_def.config.to_hf(dtype.name), indent=2)
-        (draft / "config.json").write_text(text + "\n", encoding="utf-8")
-        for name in COMPANIONS:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, draft / name)
-        os.replace(draft, out)
+    if jax.process_index() > 0:
+        save_params(out, model_def, params, max_shard_bytes, dtype, experts)
+        return out
+    with new_folder(out) as draft:
+        save_params(draft, model_def, params, max_shard_bytes, dtype, experts)
+        copy_config(source, draft, dtype)
+        copy_side_files(source, draft)
     return out
 
 
-def differing_tensors(source: str | Path, out: str | Path, model_def: ModelDef, dtype: Any) -> list[str]:
-    """Names of the tensors of `out` that are not those of `source` rounded to `dtype`."""
-    with Checkpoint(source) as before, Checkpoint(out) as after:
-        return [
-            name
-            for name in disk_tensors(model_def)
-            if not np.array_equal(before.read(name).astype(dtype), after.read(name))
-        ]
+def source_experts(folder: Path, model_def: ModelDef) -> ExpertLayout:
+    """How the experts of a checkpoint folder lie; as on the hub where there are none or no weights."""
+    if not model_def.config.text.sparse_layers:
+        return "hub"
+    if native.is_native(folder):
+        return native.NativeFolder(folder).experts
+    if (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file():
+        with Checkpoint(folder) as checkpoint:
+            return expert_layout(model_def, checkpoint.shapes)
+    return "hub"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A checkpoint to convert: where its files lie, and how to read its weights, by tensor or by parameter."""
+
+    kind: str
+    """"hf", "vero_jax" or "run"."""
+    folder: Path
+    """With config.json and the other files."""
+    model_def: ModelDef
+    experts: ExpertLayout
+    dtypes: Mapping[ParamPath, np.dtype]
+    """Of the parameters as they are stored."""
+    tensors: Checkpoint | None = None
+    layout: Layout | None = None
+    params: ParamReader | None = None
+
+    @property
+    def shapes(self) -> dict[ParamPath, tuple[int, ...]]:
+        return {path: tuple(leaf.shape) for path, leaf in stored_params(self.model_def).items()}
+
+    def feed(self, sink: ParamSink, writer: native.NativeWriter) -> None:
+        """Hands every parameter to a sink, in pieces that suit the writer."""
+        if self.tensors is not None and self.layout is not None:
+            pieces = by_tensor(self.layout)
+            read_into(
+                self.tensors,
+                self.layout,
+                sink,
+                grid=lambda name: (max(writer.rows(path) for path, _ in pieces[name]),),
+            )
+        else:
+            run_all(self._param_jobs(sink, writer))
+
+    def _param_jobs(self, sink: ParamSink, writer: native.NativeWriter) -> Iterable[Callable[[], None]]:
+        reader = self.params
+        if reader is None:
+            raise ValueError(f"a checkpoint of kind {self.kind} without a reader")
+
+        def job(path: ParamPath, box: Box) -> None:
+            sink.write(path, 0, box, reader.read_param(path, box))
+
+        for path, shape in self.shapes.items():
+            for box in cut(whole(shape), BLOCK_BYTES // self.dtypes[path].itemsize, writer.grid(path)):
+                yield functools.partial(job, path, box)
+
+
+@contextlib.contextmanager
+def open_origin(source: str | Path, step: int | None = None) -> Iterator[Origin]:
+    """Finds out what a source is and accounts for all that it holds.
+
+    Raises:
+        UserError: it is nothing that can be converted.
+    """
+    folder = resolve_checkpoint(source)
+    if not native.is_native(folder) and checkpoint_steps(folder):
+        with _open_run(folder, step) as origin:
+            yield origin
+        return
+    if step is not None:
+        raise UserError(f"--step {step} chooses among the checkpoints of a run directory, and {folder} is none")
+    model_def = ModelDef(ModelConfig.from_folder(folder))
+    with open_checkpoint(folder, model_def) as (reader, layout):
+        if isinstance(reader, native.NativeFolder):
+            dtypes = {path: reader.param_dtype(path) for path in layout}
+            yield Origin("vero_jax", folder, model_def, reader.experts, dtypes, params=reader)
+        else:
+            widest = {
+                path: max((reader.dtype(layer.name) for layer in layers), key=lambda dtype: dtype.itemsize)
+                for path, layers in layout.items()
+            }
+            experts = expert_layout(model_def, reader.shapes)
+            yield Origin("hf", folder, model_def, experts, widest, tensors=reader, layout=layout)
+
+
+@contextlib.contextmanager
+def _open_run(run: Path, step: int | None) -> Iterator[Origin]:
+    config = apply_settings(Config(), read_yaml(run / "config.yaml"))
+    folder = run / "policy" if config.model.path == "build" else resolve_checkpoint(config.model.path)
+    model_def = ModelDef(ModelConfig.from_folder(folder))
+    lora = lora_from(config.model.lora, model_def.config)
+    saved = SavedParams(run, step, None if lora is None else lora.scale)
+    wanted = {path: tuple(leaf.shape) for path, leaf in stored_params(model_def).items()}
+    found = {path: saved.shape(path) for path in saved.paths}
+    if found != wanted:
+        names = sorted(".".join(path) for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
+        raise UserError(
+            f"{saved.folder} does not fit {folder}, which the run's config.yaml names: {', '.join(names[:4])} differ; "
+            "put back the folder that the run began with"
+        )
+    dtypes = {path: saved.param_dtype(path) for path in saved.paths}
+    yield Origin("run", folder, model_def, source_experts(folder, model_def), dtypes, params=saved)
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: str | None = None,
+    dtype: str = "source",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    step: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Converts a checkpoint and checks the result.
+
+    Args:
+        source: see the head of this file.
+        out: must not exist, or be an empty folder.
+        to: "hf" or "vero_jax"; None takes Hugging Face's for what is not, and vero_jax's for what is.
+        dtype: of the weights written; "source" keeps every tensor's own.
+        max_shard_bytes: largest size of one safetensors file.
+        step: of a run directory's checkpoint; None takes the newest.
+        say: is told what was done.
+
+    Returns:
+        the folder that was written.
+
+    Raises:
+        UserError: the source is missing or damaged or does not fit its config, `out` exists, or the disk refuses.
+    """
+    out = Path(out).expanduser()
+    check_free(out)
+    if max_shard_bytes < 1:
+        raise UserError(f"--max-shard-bytes {max_shard_bytes} must be positive")
+    with open_origin(source, step) as origin:
+        to = to or ("vero_jax" if origin.kind == "hf" else "hf")
+        dtypes = {
+            path: kept if dtype == "source" else (BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
+            for path, kept in origin.dtypes.items()
+        }
+        start = time.perf_counter()
+        with new_folder(out) as draft:
+            differing = _TO[to](origin, draft, dtypes, dtype != "source", max_shard_bytes, say)
+            if differing:
+                raise RuntimeError(f"{len(differing)} tensors changed on the way, among them {sorted(differing)[:4]}")
+            most = max(dtypes, key=lambda path: math.prod(origin.shapes[path]))
+            copy_config(origin.folder, draft, dtypes[most])
+            copy_side_files(origin.folder, draft)
+        numbers = origin.model_def.num_params()
+        kinds = ", ".join(sorted({str(found) for found in dtypes.values()}))
+        say(
+            f"{out}: {numbers:,} parameters in {kinds}, every tensor equal to the source "
+            f"({time.perf_counter() - start:.0f} s)"
+        )
+    return out
+
+
+def _to_vero_jax(
+    origin: Origin,
+    draft: Path,
+    dtypes: Mapping[ParamPath, np.dtype],
+    cast: bool,
+    max_shard_bytes: int,
+    say: Callable[[str], None],
+) -> set[str]:
+    """Writes this package's format; returns what is not equal to the source."""
+    layout = sources(origin.model_def, origin.experts)
+    stacked = {path for path, layers in layout.items() if layers[0].layer is not None}
+    writer = native.NativeWriter(draft, {path: (shape, dtypes[path]) for path, shape in origin.shapes.items()}, stacked)
+    with _timed(say, "written", origin.shapes, dtypes):
+        origin.feed(writer, writer)
+        if isinstance(origin.params, SavedParams):
+            origin.params.check()
+    writer.finish(origin.experts)
+    with native.NativeFolder(draft) as written, _timed(say, "compared", origin.shapes, dtypes):
+        comparison = Comparison(origin.shapes, written, dtypes)
+        origin.feed(comparison, writer)
+    return {".".join(path) for path in comparison.differing}
+
+
+def _to_hf(
+    origin: Origin,
+    draft: Path,
+    dtypes: Mapping[ParamPath, np.dtype],
+    cast: bool,
+    max_shard_bytes: int,
+    say: Callable[[str], None],
+) -> set[str]:
+    """Writes Hugging Face's format; returns what is not equal to the source."""
+    layout = sources(origin.model_def, origin.experts)
+    tensors = by_tensor(layout)
+    kinds = {name: dtypes[pieces[0][0]] for name, pieces in tensors.items()}
+    if origin.tensors is not None and not cast:
+        kinds = {name: origin.tensors.dtype(name) for name in tensors}
+    announced = {name: (pieces[0][1].shape, kinds[name]) for name, pieces in tensors.items()}
+    with _timed(say, "written", origin.shapes, dtypes), SafetensorsWriter(draft, announced, max_shard_bytes) as writer:
+        if origin.tensors is not None:
+            _copy_tensors(origin.tensors, writer)
+        elif origin.params is not None:
+            write_from(origin.params, layout, kinds, writer, grid=lambda name: (native.CHUNK,))
+        if isinstance(origin.params, SavedParams):
+            origin.params.check()
+    with _timed(say, "compared", origin.shapes, dtypes), open_checkpoint(draft, origin.model_def) as (written, _):
+        if origin.tensors is not None and isinstance(written, Checkpoint):
+            return _differing_tensors(origin.tensors, written)
+        if origin.params is None:
+            raise ValueError(f"a checkpoint of kind {origin.kind} without a reader")
+        comparison = Comparison(origin.shapes, origin.params, dtypes)
+        read_into(written, layout, comparison, grid=lambda name: (native.CHUNK,))
+    return {".".join(path) for path in comparison.differing}
+
+
+_TO = {"hf": _to_hf, "vero_jax": _to_vero_jax}
+
+
+def _copy_tensors(source: Checkpoint, writer: SafetensorsWriter) -> None:
+    """From safetensors to safetensors: the tensors as they are, in other files or in another type."""
+
+    def job(name: str, shape: tuple[int, ...], box: Box) -> None:
+        first = sum(start * math.prod(shape[axis + 1 :]) for axis, (start, _) in enumerate(box))
+        writer.write(name, first, as_type(source.read(name, shape, box), writer.tensors[name][1]))
+
+    run_all(
+        functools.partial(job, name, source.shape(name), box)
+        for name in source.in_order(writer.tensors)
+        for box in cut(whole(source.shape(name)), BLOCK_BYTES // source.dtype(name).itemsize)
+    )
+
+
+def _differing_tensors(source: Checkpoint, out: Checkpoint) -> set[str]:
+    """Names of the tensors of `out` that are not those of `source` rounded to their type."""
+    differing: set[str] = set()
+
+    def job(name: str, box: Box) -> None:
+        before, after = (checkpoint.read(name, out.shape(name), box) for checkpoint in (source, out))
+        if not same_bits(as_type(before, after.dtype), after):
+            differing.add(name)
+
+    run_all(
+        functools.partial(job, name, box)
+        for name in out.in_order(out.names)
+        for box in cut(whole(out.shape(name)), BLOCK_BYTES // out.dtype(name).itemsize)
+    )
+    return differing
+
+
+@contextlib.contextmanager
+def _timed(
+    say: Callable[[str], None],
+    done: str,
+    shapes: Mapping[ParamPath, tuple[int, ...]],
+    dtypes: Mapping[ParamPath, np.dtype],
+) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    size = sum(math.prod(shape) * dtypes[path].itemsize for path, shape in shapes.items())
+    say(f"{done}: {size / 1e9:.2f} GB in {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s")
 
 
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vero_jax.convert", description=__doc__.split("\n")[0])
-    parser.add_argument("source", help="Hugging Face folder: config.json and safetensors files")
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m vero_jax.convert",
+        description=summary,
+        epilog=rest.rpartition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="Hugging Face folder, hub id, vero_jax folder or run directory")
     parser.add_argument("out", help="folder to write; must not exist yet")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the tensors; default: as in the source")
+    parser.add_argument("--to", choices=FORMATS, help="default: the other format, and hf from a run directory")
+    parser.add_argument(
+        "--dtype", choices=["source", "bfloat16", "float32"], default="source", help="of the weights; default: source"
+    )
     parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, help="largest size of one file")
+    parser.add_argument("--step", type=int, help="checkpoint of a run directory; default: the newest")
     options = parser.parse_args(argv)
-    config = ModelConfig.from_folder(options.source)
-    dtype = options.dtype or ("bfloat16" if stored_dtype(options.source).itemsize == 2 else "float32")
-    model_def = ModelDef(config, param_dtype=dtype)
-    params = load_params(options.source, model_def)
-    out = export_hf(params, model_def, options.source, options.out, max_shard_bytes=options.max_shard_bytes)
-    if differing := differing_tensors(options.source, out, model_def, dtype):
-        raise RuntimeError(f"{len(differing)} tensors changed on the way, among them {differing[:4]}")
-    print(f"{out}: {model_def.num_params():,} parameters in {dtype}, every tensor equal to the source")
+    convert(
+        options.source,
+        options.out,
+        to=options.to,
+        dtype=options.dtype,
+        max_shard_bytes=options.max_shard_bytes,
+        step=options.step,
+    )
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -60,13 +61,17 @@ def _flush_output() -> None:
 def _reader_left() -> bool:
     """Whether it is our output that nobody reads any more, and not a pipe to some process of our own.
 
-    What could not be written is still in the buffer, so flushing fails again. The rest goes nowhere from here on.
+    If so, the rest of the output goes nowhere from here on.
     """
     try:
-        _flush_output()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except (AttributeError, ValueError):  # no output, or one that is no file
+        return False
+    poll = select.poll()  # a failed write leaves nothing in Python's buffer by which to tell
+    poll.register(output, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
+    return True

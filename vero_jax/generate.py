@@ -1,9 +1,9 @@
 """Asks a checkpoint about images, from the command line.
 
-    python -m vero_jax.generate FOLDER [--image chart.png ...] "How many bars are there?"
+    python -m vero_jax.generate FOLDER [--image chart.png ...] [--video frames/ --fps 2] "How many bars are there?"
 
-`<image>` in the question marks where an image stands; without it the images stand before the text. How tokens are
-drawn comes from the folder's generation_config.json, unless an option says otherwise.
+`<image>` and `<video>` in the question mark where a picture stands; without them the pictures stand before the text.
+How tokens are drawn comes from the folder's generation_config.json, unless an option says otherwise.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import jax
 from vero_jax.config import DataConfig, MeshConfig, RolloutConfig, SamplingConfig
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
+from vero_jax.data.videos import read_frames
 from vero_jax.errors import UserError, friendly
 from vero_jax.models.config import ModelConfig
+from vero_jax.models.hub import resolve_checkpoint
+from vero_jax.models.lora import adapter_base, adapter_lora, is_adapter, load_adapted
 from vero_jax.models.policy import ModelDef
-from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
 from vero_jax.sampling.engine import Engine
-from vero_jax.types import Prompt, Response
+from vero_jax.types import Prompt, Response, Video
 
 TOKEN_STEP = 64
 PATCH_STEP = 256
@@ -45,27 +47,30 @@ def answer(
     seed: int = 0,
     system: str = "",
     dtype: str | None = None,
+    videos: Sequence[Video] = (),
 ) -> tuple[Response, ...]:
     """Samples answers of a checkpoint to one question, on all devices of this machine.
 
     Args:
-      folder: a Hugging Face checkpoint.
+      folder: a checkpoint, or a PEFT folder whose adapter is used on the base model that it names.
       images: files.
       sampling: None takes the folder's generation_config.json.
       max_tokens: limit of an answer.
       dtype: of weights and activations; None is float32 on a CPU and bfloat16 elsewhere.
+      videos: stacks of frames, see `data.videos.read_frames`.
 
     Raises:
       UserError: the folder or an image cannot be used, or the question does not fit the images.
     """
-    folder = Path(folder).expanduser()
+    folder, adapter = policy_parts(folder)
     processor = Processor.from_folder(folder, system_prompt=system)
-    prompt = _prompt(processor, question, images)
+    prompt = _prompt(processor, question, images, videos)
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model_def = ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype)
+    lora = None if adapter is None else adapter_lora(adapter)
+    model_def = ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype, lora=lora)
     # One prompt has no rows to split, so all devices share the weights.
     mesh = make_mesh(MeshConfig(data=1, tensor=-1))
-    params = load_params(folder, model_def, model_def.shardings(mesh))
+    params = load_adapted(folder, model_def, model_def.shardings(mesh), adapter=adapter or "")
     rollout = RolloutConfig(
         groups_per_call=1,
         prompt_buckets=(-(-len(prompt.token_ids) // TOKEN_STEP) * TOKEN_STEP,),
@@ -90,6 +95,21 @@ def answer(
         max_new_tokens=max_tokens,
     )
     return group.responses
+
+
+def policy_parts(folder: str | Path) -> tuple[Path, Path | None]:
+    """The policy's own folder, and the PEFT folder of an adapter to use on it, or None.
+
+    Raises:
+      UserError: a PEFT folder names no base model, or one that is not to be had.
+    """
+    folder = Path(folder).expanduser()
+    if not is_adapter(folder):
+        return folder, None
+    try:
+        return resolve_checkpoint(adapter_base(folder)), folder
+    except UserError as error:
+        raise UserError(f"the adapter in {folder} lacks its base model: {error}") from None
 
 
 def default_sampling(folder: Path) -> SamplingConfig:
@@ -119,7 +139,7 @@ def default_sampling(folder: Path) -> SamplingConfig:
         raise UserError(f"{path} is not a readable generation config ({error}); mend or remove it") from error
 
 
-def _prompt(processor: Processor, question: str, images: Sequence[str | Path]) -> Prompt:
+def _prompt(processor: Processor, question: str, images: Sequence[str | Path], videos: Sequence[Video]) -> Prompt:
     data = []
     for path in images:
         try:
@@ -129,7 +149,7 @@ def _prompt(processor: Processor, question: str, images: Sequence[str | Path]) -
                 f"cannot read the image {path} ({error.strerror}); give the path of an image file"
             ) from error
     try:
-        return processor.chat([{"role": "user", "content": question}], data)
+        return processor.chat([{"role": "user", "content": question}], data, videos)
     except PromptError as error:
         raise UserError(f"this question cannot be asked: {error}") from error
 
@@ -154,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", help="Hugging Face checkpoint folder")
     parser.add_argument("question")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
+    parser.add_argument("--video", action="append", default=[], metavar="FOLDER", help="of frames, one image file each")
+    parser.add_argument("--fps", type=float, help="frames per second of the frames in the folders")
     parser.add_argument("--system", default="", help="text put before the conversation")
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--top-p", type=float)
@@ -167,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(args.folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"there is no checkpoint folder {folder}; give the path of a Hugging Face checkpoint")
-    default = default_sampling(folder)
+    default = default_sampling(policy_parts(folder)[0])
 
     def pick(given: Any, otherwise: Any) -> Any:
         return otherwise if given is None else given
@@ -191,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
         system=args.system,
         dtype=args.dtype,
+        videos=[read_frames(folder, args.fps) for folder in args.video],
     )
     for number, response in enumerate(responses, start=1):
         if len(responses) > 1:

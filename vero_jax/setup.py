@@ -26,13 +26,14 @@ from vero_jax.learning.supervised import SupervisedLearner
 from vero_jax.learning.update import Learner
 from vero_jax.models.build import build_policy
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.lora import is_lora, load_adapter, lora_from, merge_lora, new_lora, save_adapter
-from vero_jax.models.policy import ModelDef, Params, join_params, split_params
-from vero_jax.models.weights import load_params
+from vero_jax.models.hub import resolve_checkpoint
+from vero_jax.models.lora import adapter_base, is_adapter, load_adapted, lora_from, merge_lora, save_adapter
+from vero_jax.models.policy import ModelDef, Params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads, versions_header
+from vero_jax.runtime.output_folder import new_folder
 from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Prompt
@@ -57,14 +58,12 @@ class System:
 
     def params(self) -> Params:
         """The policy's weights as in its folder, with new or loaded adapters, laid out over the mesh."""
-        plain = dataclasses.replace(self.model_def, lora=None)
-        params = load_params(self.folder, plain, plain.shardings(self.mesh))
-        if self.model_def.lora is None:
-            return params
-        places, path = split_params(self.model_def.shardings(self.mesh), is_lora)[0], self.config.model.lora.path
-        return join_params(
-            params,
-            load_adapter(path, self.model_def, places) if path else new_lora(self.model_def, self.config.seed, places),
+        return load_adapted(
+            self.folder,
+            self.model_def,
+            self.model_def.shardings(self.mesh),
+            adapter=self.config.model.lora.path,
+            seed=self.config.seed,
         )
 
     def export(self, params: Params, out_folder: Path) -> Path:
@@ -76,7 +75,12 @@ class System:
             return export_hf(merge_lora(params, lora), plain, self.folder, out_folder)
         local = self.config.model.path == "build" or Path(self.config.model.path).expanduser().is_dir()
         base = str(self.folder.absolute()) if local else self.config.model.path
-        return save_adapter(params, self.model_def, base, out_folder)
+        if jax.process_index() > 0:
+            save_adapter(out_folder, params, self.model_def, base)
+            return out_folder
+        with new_folder(out_folder) as draft:
+            save_adapter(draft, params, self.model_def, base)
+        return out_folder
 
     def learner(self) -> Learner:
         """The policy's updates in reinforcement."""
@@ -212,11 +216,24 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
 
 
 def policy_folder(config: Config, run: RunDir, say: Callable[[str], None]) -> Path:
-    """The folder of `model.path`; for "build", `<run>/policy`, written now unless a resumed run has it already."""
+    """The folder of `model.path`; for "build", `<run>/policy`, written now unless a resumed run has it already.
+
+    Raises:
+      UserError: `model.path` is neither a checkpoint folder nor the id of one that can be had.
+    """
     if config.model.path != "build":
-        folder = Path(config.model.path).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"model.path={config.model.path!r} is no folder; give a Hugging Face folder, or build")
+        try:
+            folder = resolve_checkpoint(config.model.path)
+        except UserError as error:
+            raise UserError(
+                f"model.path: {error} (it can be a Hugging Face folder, a hub id, a folder in vero_jax's own format, "
+                "or build)"
+            ) from None
+        if is_adapter(folder):
+            raise UserError(
+                f"model.path={config.model.path!r} is an adapter alone; set model.lora.path to it, and model.path to "
+                f"its base model, {adapter_base(folder)}"
+            )
         return folder
     folder = run.path / "policy"
     recipe = folder / "built_from.json"

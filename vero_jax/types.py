@@ -74,7 +74,7 @@ class Prompt:
     image_index: Int32[np.ndarray, "T"]
     """Which merged visual token stands at each place (counted over all of `grids`), -1 for text."""
     patches: UInt8[np.ndarray, "P E"] | Float32[np.ndarray, "P E"]
-    """Raw pixels in merge-block order, or float32 values normalised already; E = channels * temporal_patch * patch ** 2."""
+    """Raw pixels in merge-block order (or float32 values, normalised already); E = channels * frames * patch ** 2."""
     grids: Int32[np.ndarray, "I 3"]
     """(frames, height, width) of each image or video in patches; a patch spans `temporal_patch` frames."""
     image_sizes: tuple[tuple[int, int], ...] = ()

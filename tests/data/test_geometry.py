@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -14,11 +16,7 @@ from vero_jax.errors import UserError
 
 
 def model_cases():
-    """All cases whose positions follow Qwen3-VL; Qwen2.5 counts time on the time axis of a video."""
-    for path in sorted(golden_dir("model").glob("*/meta.json")):
-        recipe = json.loads(path.read_text())["recipe"]
-        if recipe["family"] != "qwen2_5_vl" or '"video"' not in json.dumps(recipe["batches"]):
-            yield path.parent
+    return [path.parent for path in sorted(golden_dir("model").glob("*/meta.json"))]
 
 
 def visual_runs(types):
@@ -28,40 +26,82 @@ def visual_runs(types):
     return [run for run in runs if run[1]]
 
 
-def row_grids(runs, image_grids, video_grids):
-    """Grids of one row in the order of appearance, taken from the front of the two queues."""
+def row_grids(runs, image_grids, video_grids, whole):
+    """(grid, number of the video or None) of one row in the order of appearance, taken from the front of two queues.
+
+    whole: whether a video is one run of tokens, and not one for each of its frames.
+    """
     grids, frames_left = [], 0
     for _, kind in runs:
         if kind == 1:
-            grids.append(image_grids.pop(0))
+            grids.append((image_grids.pop(0), None))
         elif frames_left:
             frames_left -= 1
         else:
             grids.append(video_grids.pop(0))
-            frames_left = grids[-1][0] - 1
-    return np.asarray(grids, np.int32).reshape(-1, 3)
+            frames_left = 0 if whole else grids[-1][0][0] - 1
+    return grids
 
 
 @pytest.mark.golden_model
-@pytest.mark.parametrize("case", list(model_cases()), ids=lambda path: path.name)
+@pytest.mark.parametrize("case", model_cases(), ids=lambda path: path.name)
 def test_positions_equal_the_recorded_ones(case):
     meta = json.loads((case / "meta.json").read_text())
     data = np.load(case / "io.npz")
     ids = meta["special_ids"]
+    rate = np.float32(meta["recipe"]["vision"].get("tokens_per_second", 0))
     for batch in meta["batches"]:
         images = data[f"{batch}.image_grid_thw"].tolist() if f"{batch}.image_grid_thw" in data else []
         videos = data[f"{batch}.video_grid_thw"].tolist() if f"{batch}.video_grid_thw" in data else []
+        videos = [(grid, number) for number, grid in enumerate(videos)]
         for row, mask in enumerate(data[f"{batch}.attention_mask"].astype(bool)):
             token_ids = data[f"{batch}.input_ids"][row][mask]
-            grids = row_grids(visual_runs(data[f"{batch}.mm_token_type_ids"][row][mask]), images, videos)
+            runs = visual_runs(data[f"{batch}.mm_token_type_ids"][row][mask])
+            found = row_grids(runs, images, videos, whole=bool(rate))
+            grids = np.asarray([grid for grid, _ in found], np.int32).reshape(-1, 3)
+            seconds = (
+                [1.0 if number is None else data[f"{batch}.second_per_grid_ts"][number] for _, number in found]
+                if rate
+                else []
+            )
             positions, image_index = geometry.mrope_positions(
-                token_ids, grids, image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"]
+                token_ids,
+                grids,
+                image_token_id=ids["<|image_pad|>"],
+                video_token_id=ids["<|video_pad|>"],
+                time_scales=[rate * second for second in seconds] if rate else None,
             )
             np.testing.assert_array_equal(positions.T, data[f"{batch}.position_ids"][:, row][:, mask])
             delta = int(positions.max()) + 1 - len(token_ids)
             assert delta == data[f"{batch}.rope_deltas"][row, 0]
             assert (image_index >= 0).sum() == geometry.merged_counts(grids).sum()
         assert not images and not videos
+
+
+@pytest.mark.parity
+def test_times_of_qwen2_5_videos_equal_those_of_transformers():
+    torch = pytest.importorskip("torch")
+    model = pytest.importorskip("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl").Qwen2_5_VLModel
+    vision = types.SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)
+    theirs = types.SimpleNamespace(config=types.SimpleNamespace(vision_config=vision))
+    theirs.get_vision_position_ids = functools.partial(model.get_vision_position_ids, theirs)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        grids = np.stack([rng.integers(1, 40, 2), *(2 * rng.integers(1, 5, (2, 2)))], axis=1)
+        seconds = (2 / rng.choice([0.7, 1.9, 2.0, 3.0, 11.988, 24.0, 29.97], 2)).astype(np.float32)
+        counts = geometry.merged_counts(grids)
+        token_ids = np.asarray([1, *[9] * counts[0], 2, 3, *[9] * counts[1], 4, 5])
+        expected, _ = model.get_rope_index(
+            theirs,
+            torch.from_numpy(token_ids)[None],
+            mm_token_type_ids=torch.from_numpy(2 * (token_ids == 9))[None],
+            video_grid_thw=torch.from_numpy(grids),
+            second_per_grid_ts=torch.from_numpy(seconds),
+        )
+        positions, _ = geometry.mrope_positions(
+            token_ids, grids, image_token_id=8, video_token_id=9, time_scales=np.float32(2) * seconds
+        )
+        np.testing.assert_array_equal(positions.T, expected[:, 0].numpy())
 
 
 @pytest.mark.golden_model
@@ -88,6 +128,19 @@ def test_sides_round_half_to_even_and_areas_keep_to_the_limits(size, expected):
 
 def test_a_thin_image_keeps_one_token_when_the_area_shrinks():
     assert geometry.smart_resize(20, 3000, 32, 1024, 4096) == (32, 768)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 16_777_216), (65_536, 16_777_216), (1024, 1024)])
+def test_one_pixel_becomes_at_least_one_token(low, high):
+    rows, columns = geometry.smart_resize(1, 1, 32, low, high)
+    assert rows == columns >= 32 and rows * columns >= low
+
+
+def test_a_video_that_outlasts_its_side_reaches_beyond_the_text_that_follows():
+    positions, _ = geometry.mrope_positions(
+        np.asarray([1, 9, 9, 9, 2]), np.asarray([[3, 2, 2]]), image_token_id=8, video_token_id=9, time_scales=[4.9]
+    )
+    assert positions.tolist() == [[0, 0, 0], [1, 1, 1], [5, 1, 1], [10, 1, 1], [2, 2, 2]]
 
 
 @pytest.mark.parametrize("size", [(10, 2001), (2001, 10), (0, 5)])

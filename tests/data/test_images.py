@@ -86,6 +86,26 @@ def test_a_still_image_repeats_its_frame_in_every_patch():
         np.testing.assert_array_equal(patch[:, 0], expected)
 
 
+@pytest.mark.parametrize(
+    ("count", "patch", "merge", "temporal"), [(1, 16, 2, 2), (3, 14, 2, 2), (4, 4, 1, 3), (6, 8, 2, 1)]
+)
+def test_patches_hold_every_pixel_of_every_frame(count, patch, merge, temporal):
+    side = patch * merge
+    frames = np.random.default_rng(0).integers(0, 256, (count, 2 * side, 3 * side, 3), np.uint8)
+    patches = images.patchify_frames(frames, patch, merge, temporal)
+    times = -(-count // temporal)
+    grid = (times, 2 * merge, 3 * merge)
+    assert patches.shape == (np.prod(grid), 3 * temporal * patch**2)
+    back = images.unpatchify(patches, grid, patch, merge, temporal)
+    np.testing.assert_array_equal(back[:count], frames)
+    assert len(back) == times * temporal and (back[count:] == frames[-1]).all()
+
+
+def test_one_pixel_is_an_image():
+    image = images.to_rgb(images.open_image(encode(Image.new("RGB", (1, 1), (9, 8, 7)))))
+    assert images.resize(image, 256, 256).reshape(-1, 3).tolist() == [[9, 8, 7]] * 65536
+
+
 def test_patchify_refuses_sides_that_do_not_divide():
     with pytest.raises(ValueError, match="40x32"):
         images.patchify(np.zeros((32, 40, 3), np.uint8), 16)
@@ -143,6 +163,7 @@ def test_bytes_that_are_no_image_say_so(data):
     with pytest.raises(images.ImageError, match="image not readable") as caught:
         images.to_rgb(images.open_image(data))
     assert caught.value.reason == "image not readable"
+    assert "object at" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

@@ -21,7 +21,7 @@ from vero_jax.data.chat import QWEN_TEMPLATE, ChatTemplate, PromptError, convers
 from vero_jax.data.policy_folder import write_policy_files
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError
-from vero_jax.types import Example
+from vero_jax.types import Example, Video
 
 
 def png(width: int, height: int, color="red") -> bytes:
@@ -329,3 +329,138 @@ def test_geometry_of_a_prompt_matches_its_patches(processor):
     prompt = processor.prompt(example("<image>x<image>", png(64, 96), png(40, 200)))
     coords, _, segments = geometry.patch_geometry(prompt.grids)
     assert len(coords) == len(prompt.patches) and segments.max() == 2
+
+
+# ------------------------------------------------------------------ families and generations of files
+
+
+@pytest.fixture
+def real(shared, tmp_path):
+    """A copy of a real checkpoint's files (no weights) that can be changed."""
+
+    def copy(name: str):
+        target = tmp_path / name
+        shutil.copytree(shared / "assets" / name, target, copy_function=shutil.copyfile)
+        target.chmod(0o755)
+        if not (target / "merges.txt").is_file():  # the families share one
+            shutil.copyfile(shared / "assets" / "Qwen3-VL-4B-Instruct" / "merges.txt", target / "merges.txt")
+        return target
+
+    return copy
+
+
+@pytest.mark.real_data
+def test_qwen2_5_vl_has_its_own_patches_limits_and_statistics(real):
+    processor = Processor.from_folder(real("Qwen2.5-VL-3B-Instruct"))
+    settings, video = processor.image_settings, processor.video_settings
+    assert (settings.patch_size, settings.min_pixels, settings.max_pixels) == (14, 3136, 12845056)
+    assert processor.image_mean == (0.48145466, 0.4578275, 0.40821073)
+    assert (video.limits, video.max_pixels, video.tokens_per_second) == ("frame", 12845056, 2.0)
+    prompt = processor.chat([{"role": "user", "content": "Hi"}], [png(70, 40)])
+    assert prompt.resized_sizes == ((84, 56),) and prompt.patches.shape == (24, 1176)
+    text = processor.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
+    assert text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("nested", [False, True])
+def test_both_spellings_of_the_model_config_are_read(real, nested):
+    folder = real("Qwen2.5-VL-3B-Instruct")
+    config = json.loads((folder / "config.json").read_text())
+    assert "text_config" not in config
+    if nested:
+        top = {"image_token_id", "video_token_id", "vision_config", "model_type"}
+        config = {key: config[key] for key in top} | {"text_config": {k: v for k, v in config.items() if k not in top}}
+        (folder / "config.json").write_text(json.dumps(config))
+    processor = Processor.from_folder(folder)
+    assert (processor.vocab_size, processor.image_token_id, processor.video_token_id) == (151936, 151655, 151656)
+
+
+@pytest.mark.real_data
+def test_settings_nested_in_processor_config_are_read_first(real):
+    folder = real("Qwen3-VL-4B-Instruct")
+    image = json.loads((folder / "preprocessor_config.json").read_text())
+    video = json.loads((folder / "video_preprocessor_config.json").read_text())
+    both = {
+        "image_processor": image | {"size": {"shortest_edge": 2048, "longest_edge": 9216}},
+        "video_processor": video,
+    }
+    (folder / "processor_config.json").write_text(json.dumps(both))
+    settings = Processor.from_folder(folder).image_settings
+    assert (settings.min_pixels, settings.max_pixels) == (2048, 9216)
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "video_preprocessor_config.json").unlink()
+    assert Processor.from_folder(folder).video_settings.max_pixels == 25165824
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["Qwen3-text", "Qwen2.5-text"])
+def test_text_only_checkpoints_make_prompts_and_refuse_pictures(real, name):
+    processor = Processor.from_folder(real(name))
+    assert processor.image_settings is processor.video_settings is processor.image_token_id is None
+    prompt = processor.chat([{"role": "user", "content": "What is <video>?"}])
+    assert prompt.patches.shape == (0, 0) and prompt.grids.shape == (0, 3) and (prompt.image_index == -1).all()
+    np.testing.assert_array_equal(prompt.positions, np.arange(len(prompt.token_ids))[:, None].repeat(3, axis=1))
+    copy = pickle.loads(pickle.dumps(processor))
+    np.testing.assert_array_equal(
+        copy.prompt(example("What is <video>?")).token_ids, processor.prompt(example("What is <video>?")).token_ids
+    )
+    for pictures, stacks in (([png(32, 32)], []), ([], [Video((png(32, 32),) * 2, 2.0)])):
+        with pytest.raises(PromptError, match="a text-only checkpoint cannot see") as caught:
+            processor.chat([{"role": "user", "content": "Hi"}], pictures, stacks)
+        assert caught.value.reason == "checkpoint without vision"
+    with pytest.raises(PromptError, match="text-only"):
+        processor.resized(10, 10)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("preprocessor_config.json", {"merge_size": 4}, "merge_size 4, the model's config.json says .* 2"),
+        ("preprocessor_config.json", {"patch_size": 14}, "patch_size 14"),
+        ("video_preprocessor_config.json", {"image_mean": [0.4] * 3}, "image_mean of videos is .* they must be equal"),
+        ("video_preprocessor_config.json", {"patch_size": 14}, "patch_size of videos is 14, that of images 16"),
+        ("video_preprocessor_config.json", {"size": {"shortest_edge": 9, "longest_edge": 8}}, "from 9 to 8 pixels"),
+        ("config.json", {"image_token_id": None}, "config.json has no image_token_id"),
+    ],
+)
+def test_files_that_contradict_each_other_are_named(real, file, change, message):
+    path = real("Qwen3-VL-4B-Instruct") / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        Processor.from_folder(path.parent)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("home", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_the_chat_template_is_found_wherever_it_lies(real, home):
+    folder = real("Qwen3-VL-4B-Instruct")
+    source = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "chat_template.json").unlink()
+    if home == "chat_template.jinja":
+        (folder / home).write_text(source)
+    elif home == "chat_template.json":
+        (folder / home).write_text(json.dumps({"chat_template": source}))
+    else:
+        config["chat_template"] = [{"name": "default", "template": source}, {"name": "tool_use", "template": "x"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    template = Processor.from_folder(folder).template
+    assert template.source == source and template.place == str(folder / home)
+
+
+def test_one_pixel_makes_a_prompt(processor):
+    prompt = processor.chat([{"role": "user", "content": "Hi"}], [png(1, 1, (9, 8, 7))])
+    rows, columns = processor.resized(1, 1)
+    assert prompt.image_sizes == ((1, 1),) and len(prompt.patches) == rows * columns // 256
+    assert set(np.unique(prompt.patches)) == {7, 8, 9}
+
+
+def test_an_image_too_long_for_its_width_is_one_sentence(processor):
+    with pytest.raises(
+        PromptError, match=r"an image of 3x700 pixels has one side more than 200 times as long"
+    ) as caught:
+        processor.chat([{"role": "user", "content": "Hi"}], [png(3, 700)])
+    assert "\n" not in str(caught.value)

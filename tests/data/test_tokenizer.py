@@ -107,14 +107,70 @@ def test_transformers_reads_the_same_tokenizer_and_template(folder, tmp_path, wi
 
 @pytest.mark.parity
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["Qwen3-VL-4B-Instruct", "Qwen2-VL", "Qwen2.5-text"])
-def test_real_tokenizers_give_the_ids_of_transformers(shared, name):
+@pytest.mark.parametrize(
+    "name", ["Qwen3-VL-4B-Instruct", "Qwen2-VL", "Qwen2.5-text", "Qwen3-text", "Qwen2.5-VL-3B-Instruct"]
+)
+def test_real_tokenizers_give_the_ids_of_transformers(shared, tmp_path, name):
     transformers = pytest.importorskip("transformers")
-    folder = shared / "assets" / name
+    folder = tmp_path / name
+    shutil.copytree(shared / "assets" / name, folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    if not (folder / "merges.txt").is_file():  # the families share one
+        shutil.copyfile(shared / "assets" / "Qwen3-VL-4B-Instruct" / "merges.txt", folder / "merges.txt")
     theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
     readme = (shared / "data" / "real_mini" / "README.md").read_text()
-    for text in [*TEXTS, readme, "".join(CONTROL_TOKENS[:3]) + "".join(TEXT_TOKENS)]:
+    for text in [*TRICKY, readme]:
         assert ours.encode(text, add_special_tokens=False).ids == theirs(text)["input_ids"]
+
+
+TRICKY = [
+    *TEXTS,
+    "".join(ADDED_TOKENS),
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>x<|im_end|>\n<think>\n\n</think>\n\n",
+    '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><tool_response>',
+    "<|image_pad|><|image_pad|> <|not_a_token|> <|im_start|",
+    "0123456789 3.14159 1,234,567 ٣٤ ⅷ ２０ x²",
+    " \t \n\n  \r\n \u00a0\u2003\u3000 end  ",
+    "don't I'LL we'Ve'S",
+    "e\u0301 \u212b ﬁ ｱ \U0001f469\u200d\U0001f469\u200d\U0001f466 नमस्ते ไทย 한글 \u1112\u1161\u11ab",
+    "\x00\x01\x7f\ufffd\ufeff \ud7ff\ue000",
+    "def f(x):\n\treturn [i**2 for i in range(10)]  # ###!!!???\n\n\n",
+    "a" * 300 + "=" * 100 + " " * 70,
+]
+
+
+@pytest.mark.parity
+@pytest.mark.real_data
+@pytest.mark.parametrize("without_json", [False, True])
+@pytest.mark.parametrize("name", ["607a5bea", "b5996959", "df0a3f6e", "e68cc0e3", "f064a39f"])
+def test_small_tokenizers_give_the_ids_of_transformers(shared, tmp_path, name, without_json):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / name
+    shutil.copytree(shared / "assets" / "small_tokenizers" / name, folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    if without_json:
+        (folder / "tokenizer.json").unlink()
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    assert ours.get_vocab_size() == len(theirs)
+    for text in TRICKY:
+        ids = ours.encode(text, add_special_tokens=False).ids
+        assert ids == theirs(text)["input_ids"]
+        for skip in (True, False):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.real_data
+def test_the_version_line_of_merges_is_optional(shared, tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(shared / "assets" / "small_tokenizers" / "607a5bea", folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    (folder / "tokenizer.json").unlink()
+    with_line = load_tokenizer(folder)
+    merges = folder / "merges.txt"
+    assert merges.read_text().startswith("#version")
+    merges.write_text(merges.read_text().split("\n", 1)[1])
+    for text in TRICKY:
+        assert load_tokenizer(folder).encode(text).ids == with_line.encode(text).ids
 
 
 @pytest.mark.parametrize(

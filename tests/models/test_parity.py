@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from golden_cases import Batch, Case, batch_names, case_folders, load_case, masked_attend, outputs, run_model
+from golden_cases import Batch, batch_names, case_folders, load_case, masked_attend, outputs, run_model
 
-from vero_jax.data.geometry import mrope_positions
 from vero_jax.models.rope import text_rotary
 from vero_jax.models.vision import normalise_patches
 from vero_jax.models.weights import disk_tensors, to_disk
@@ -167,37 +166,6 @@ def test_greedy_tokens_by_full_recomputation(folder: Any) -> None:
         table = np.asarray(jax.nn.log_softmax(scores, axis=-1))
         np.testing.assert_allclose(table.max(axis=-1), batch.recorded["logprobs"][:, step], atol=1.5e-4)
     np.testing.assert_array_equal(ids[:, length:], wanted)
-
-
-@pytest.mark.parametrize(("folder", "name"), BATCHES)
-def test_positions_of_the_data_room_are_the_recorded_ones(folder: Any, name: str) -> None:
-    case: Case = load_case(folder)
-    batch = case.batch(name)
-    config = case.model_def.config
-    grids = {
-        config.image_token_id: list(batch.recorded.get("image_grid_thw", [])),
-        config.video_token_id: [
-            (1, height, width)
-            for frames, height, width in batch.recorded.get("video_grid_thw", [])
-            for _ in range(frames)
-        ],
-    }
-    for ids, mask, positions in zip(batch.token_ids, batch.mask, batch.positions, strict=True):
-        ids, used, place = ids[mask], [], 0
-        while place < len(ids):  # one grid per image or frame, in the order of the row
-            if ids[place] in grids:
-                grid = grids[ids[place]].pop(0)
-                used.append(grid)
-                place += int(np.prod(grid)) // 4
-            else:
-                place += 1
-        ours, _ = mrope_positions(
-            ids,
-            np.asarray(used, np.int32).reshape(-1, 3),
-            image_token_id=config.image_token_id,
-            video_token_id=config.video_token_id,
-        )
-        np.testing.assert_array_equal(ours, positions[mask])
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=IDS)

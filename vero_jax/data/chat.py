@@ -162,11 +162,11 @@ class ChatTemplate:
     def __init__(self, source: str, place: str = "chat template", special_tokens: Mapping[str, str] | None = None):
         """`place` names the file in errors; `special_tokens` (eos_token, ...) are the template's variables."""
         self.source = source
-        self._place = place
+        self.place = place
         self._special_tokens = dict(special_tokens or {})
 
     def __reduce__(self) -> tuple[type, tuple[str, str, dict[str, str]]]:
-        return type(self), (self.source, self._place, self._special_tokens)  # compiled templates cannot be pickled
+        return type(self), (self.source, self.place, self._special_tokens)  # compiled templates cannot be pickled
 
     @functools.cached_property
     def compiled(self) -> Any:
@@ -184,7 +184,7 @@ class ChatTemplate:
             return environment.from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
-                f"{self._place}: the chat template is broken at line {error.lineno}: {error.message}"
+                f"{self.place}: the chat template is broken at line {error.lineno}: {error.message}"
             ) from error
 
     def render(
@@ -223,7 +223,7 @@ class ChatTemplate:
 
     def _expect_mention(self, variable: str, words: str) -> None:
         if re.search(rf"\b{variable}\b", self.source) is None:
-            raise PromptError("chat template refuses the messages", f"{self._place} has no place for {words}")
+            raise PromptError("chat template refuses the messages", f"{self.place} has no place for {words}")
 
 
 def _raise_template_error(message: str) -> NoReturn:

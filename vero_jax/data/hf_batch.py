@@ -58,7 +58,11 @@ class _Kind:
         self.next = 0
 
     def take(self, row: int, tokens: int) -> tuple[Int32[np.ndarray, "3"], Float32[np.ndarray, "P E"], float, int]:
-        """(grid, its pixel values, its seconds per frame of patches, its tokens) of the next one, for a run of tokens."""
+        """(grid, its pixel values, its seconds per frame of patches, its tokens) of the next one, for a run of tokens.
+
+        Raises:
+          UserError: there is none, or it needs more tokens than the run has.
+        """
         if self.next == len(self.grids):
             raise UserError(
                 f"row {row} of the batch has {tokens} {self.name} tokens more than the {len(self.grids)} grids of the "
@@ -113,8 +117,8 @@ def prompts_from_batch(
     for kind in (images, videos):
         if kind.next != len(kind.grids):
             raise UserError(
-                f"the batch has {len(kind.grids)} {kind.name} grids, but its {len(token_ids)} rows have tokens for only "
-                f"{kind.next}; the tokens were cut"
+                f"the batch has {len(kind.grids)} {kind.name} grids, but its {len(token_ids)} rows have tokens for "
+                f"{kind.next} only; the tokens were cut"
             )
     return prompts
 
@@ -123,7 +127,8 @@ def _prompt(
     row: int, token_ids: Int32[np.ndarray, "T"], images: _Kind, videos: _Kind, visual: VisualTokens, name: str
 ) -> Prompt:
     grids, values, scales = [], [], []
-    seen = token_ids[np.isin(token_ids, [index for index in (visual.image_token_id, visual.video_token_id) if index])]
+    placeholders = [index for index in (visual.image_token_id, visual.video_token_id) if index is not None]
+    seen = token_ids[np.isin(token_ids, placeholders)]
     place = 0
     while place < len(seen):
         # Pictures of one kind may follow each other, so a run of equal tokens is an upper limit of the next one.

@@ -177,6 +177,15 @@ def unpatchify(
     return cut.reshape(times * temporal_patch_size, rows * patch_size, columns * patch_size, -1)
 
 
+def encode_png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """The pixels as a PNG file, unchanged."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def normalise(
     patches: UInt8[np.ndarray, "P E"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float32[np.ndarray, "P E"]:

@@ -54,21 +54,23 @@ def cover(boxes: Iterable[Box]) -> list[Box]:
     return list(itertools.product(*(_merged(axis) for axis in zip(*listed, strict=True))))
 
 
-def cut(box: Box, limit: int, align: int = 1) -> Iterator[Box]:
+def cut(box: Box, limit: int, grid: Sequence[int] = ()) -> Iterator[Box]:
     """Cuts a box along its leading axes into pieces of about `limit` elements, in their order in memory.
 
     Args:
-        align: inner borders along the first axis that is cut lie on multiples of this; then a piece may be larger.
+        grid: borders inside of the box lie on multiples of this along each axis; a piece may be larger for that. Axes
+            that it does not list are cut anywhere.
     """
     shape = extents(box)
     row = math.prod(shape[1:])
-    if row * shape[0] <= limit or not shape:
+    if row * shape[0] <= limit:
         yield box
-    elif row > limit and len(shape) > 2:
+    elif row > limit and len(shape) > 2 and tuple(grid[:1]) in ((), (1,)):
         for index in range(*box[0]):
-            for rest in cut(box[1:], limit, align):
+            for rest in cut(box[1:], limit, grid[1:]):
                 yield ((index, index + 1), *rest)
     else:
+        align = grid[0] if grid else 1
         step = max(limit // row // align * align, align)
         start, stop = box[0]
         while start < stop:

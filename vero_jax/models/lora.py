@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,8 @@ from vero_jax.config import LoRASettings
 from vero_jax.errors import UserError
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.layers import LORA_TARGETS, LoRA
-from vero_jax.models.policy import ModelDef, ParamPath, Params, split_params
+from vero_jax.models.policy import ModelDef, ParamPath, Params, join_params, split_params
+from vero_jax.models.weights import load_params
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -70,6 +69,25 @@ def lora_from(settings: LoRASettings, config: ModelConfig) -> LoRA | None:
             f"in place of that MLP; set model.lora.targets={','.join(rest)}"
         )
     return LoRA(settings.rank, settings.alpha, tuple(target for target in LORA_TARGETS if target in settings.targets))
+
+
+def load_adapted(
+    folder: str | Path, model_def: ModelDef, shardings: Any = None, *, adapter: str | Path = "", seed: int = 0
+) -> Params:
+    """A policy's parameters, and beside them the adapters that the model has: a PEFT folder's, or new ones.
+
+    Args:
+        folder: the policy, as for `weights.load_params`.
+        shardings: a tree of shardings of all parameters, or None for the default device.
+        adapter: the PEFT folder; empty for new adapters.
+        seed: of new adapters.
+    """
+    params = load_params(folder, model_def, shardings)
+    if model_def.lora is None:
+        return params
+    places = None if shardings is None else split_params(shardings, is_lora)[0]
+    leaves = load_adapter(adapter, model_def, places) if adapter else new_lora(model_def, seed, places)
+    return join_params(params, leaves)
 
 
 def new_lora(model_def: ModelDef, seed: int, shardings: Any = None) -> Params:
@@ -115,38 +133,25 @@ def _merge(scale: float, dtype: Any, sharding: Any) -> Any:
     return jax.jit(merge, out_shardings=sharding)
 
 
-def save_adapter(params: Params, model_def: ModelDef, base: str | Path, out_folder: str | Path) -> Path:
-    """Writes the adapters as a PEFT folder: adapter_config.json and adapter_model.safetensors.
+def save_adapter(folder: str | Path, params: Params, model_def: ModelDef, base: str | Path) -> None:
+    """Writes the adapters into a folder as PEFT has them: adapter_config.json and adapter_model.safetensors.
 
-    The folder appears under its name only when it is complete. With several processes all must call this; the first
-    one writes.
+    With several processes all must call this; the first one writes.
 
     Args:
         base: folder or hub id of the policy that the adapters belong to.
-        out_folder: must not exist, or be empty.
-
-    Returns:
-        the folder that was written.
     """
-    out = Path(out_folder).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; give a new folder, or remove it first")
-    lora = _lora_of(model_def)
-    flat = flatten_dict(split_params(params, is_lora)[0])
+    folder, lora = Path(folder).expanduser(), _lora_of(model_def)
     tensors = {}
-    for path, leaf in flat.items():
+    for path, leaf in flatten_dict(split_params(params, is_lora)[0]).items():
         whole = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
         for name, matrix in zip(_names(path, model_def.config), np.asarray(whole), strict=True):
             tensors[name] = np.ascontiguousarray(matrix.T)  # torch keeps linear maps as (out, in)
     if jax.process_index() == 0:
-        draft = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        save_file(tensors, draft / ADAPTER_FILE, metadata={"format": "pt"})
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
         text = json.dumps(_peft_config(lora, model_def.config, str(base)), indent=2)
-        (draft / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
-        os.replace(draft, out)
-    return out
+        (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def load_adapter(folder: str | Path, model_def: ModelDef, shardings: Any = None) -> Params:

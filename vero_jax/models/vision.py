@@ -22,6 +22,8 @@ from vero_jax.models.rope import patch_rotary, rotate
 
 ATTENTION_BLOCK = 512
 """Patches per block of attention: the scores of a block fit a core's fast memory, larger images take several."""
+WINDOW_BLOCK = 128
+"""The same in towers with windows: two of Qwen2.5-VL's windows of 64 patches, so that a block meets few others."""
 
 
 @jax.tree_util.register_dataclass
@@ -110,6 +112,7 @@ class VisionAttention(nnx.Module):
         self.v = Linear(make, size, axes, bias=True)
         self.out = Linear(make, size, axes[::-1], bias=True, gain=gain)
         self.num_heads = config.num_heads
+        self.block = WINDOW_BLOCK if config.window else ATTENTION_BLOCK
 
     def __call__(
         self,
@@ -121,7 +124,7 @@ class VisionAttention(nnx.Module):
         heads = (*x.shape[:-1], self.num_heads, -1)
         q, k, v = (project(x).reshape(heads) for project in (self.q, self.k, self.v))
         q, k = (rotate(part.astype(jnp.float32), cos, sin).astype(x.dtype) for part in (q, k))
-        return self.out(segment_attention(q, k, v, segments, ATTENTION_BLOCK).reshape(x.shape))
+        return self.out(segment_attention(q, k, v, segments, self.block).reshape(x.shape))
 
 
 class VisionMLP(nnx.Module):

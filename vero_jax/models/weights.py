@@ -1,377 +1,180 @@
-"""Parameters from and to safetensors under Hugging Face's names, every tensor accounted for.
+"""Parameters from and to checkpoints: Hugging Face's safetensors, or this package's own format, told apart by itself.
 
-One table relates the modules of the parameter tree to the names on disk. Tensors are read one at a time and stacked
-layer by layer, so reading takes the memory of the parameters and of one stacked tensor.
+Every tensor is accounted for, read once, and read only as far as the devices of this process hold it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-import math
-from collections.abc import Iterator, Mapping
+import functools
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes  # its import teaches numpy the name bfloat16, which safetensors asks for
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental import multihost_utils
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import NamedSharding, PartitionSpec
 
-from vero_jax.errors import UserError
-from vero_jax.models.policy import ModelDef, Params
+from vero_jax.models import native
+from vero_jax.models.accounting import account
+from vero_jax.models.boxes import Box, extents, slices
+from vero_jax.models.names import (
+    ExpertLayout,
+    Source,
+    by_tensor,
+    canonical_name,
+    disk_tensors,
+    embedding_name,
+    expert_layout,
+    sources,
+    stored_params,
+    to_disk,
+)
+from vero_jax.models.placement import Placement
+from vero_jax.models.policy import ModelDef, ParamPath, Params
+from vero_jax.models.safetensors_io import INDEX_FILE, SINGLE_FILE, Checkpoint, SafetensorsWriter, remove_weights
+from vero_jax.models.transfer import THREADS, read_into, write_from
 
-ParamPath = tuple[str, ...]
+__all__ = [
+    "INDEX_FILE",
+    "MAX_SHARD_BYTES",
+    "SINGLE_FILE",
+    "Checkpoint",
+    "canonical_name",
+    "disk_tensors",
+    "load_params",
+    "open_checkpoint",
+    "save_params",
+    "sources",
+    "stored_dtype",
+    "to_disk",
+]
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
-FLOATS = {
-    "F32": np.dtype(np.float32),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-    "F64": np.dtype(np.float64),
-}
-
-_LAYER = "model.language_model.layers.{}."
-_BLOCK = "model.visual.blocks.{}."
-_TAP = "model.visual.deepstack_merger_list.{}."
-MODULES: Mapping[str, str | tuple[str, int, int]] = {
-    "head": "lm_head",
-    "language.embed": "model.language_model.embed_tokens",
-    "language.norm": "model.language_model.norm",
-    "language.layers.attn_norm": _LAYER + "input_layernorm",
-    "language.layers.mlp_norm": _LAYER + "post_attention_layernorm",
-    "language.layers.attn.q": _LAYER + "self_attn.q_proj",
-    "language.layers.attn.k": _LAYER + "self_attn.k_proj",
-    "language.layers.attn.v": _LAYER + "self_attn.v_proj",
-    "language.layers.attn.out": _LAYER + "self_attn.o_proj",
-    "language.layers.attn.q_norm": _LAYER + "self_attn.q_norm",
-    "language.layers.attn.k_norm": _LAYER + "self_attn.k_norm",
-    "language.layers.mlp.gate": _LAYER + "mlp.gate_proj",
-    "language.layers.mlp.up": _LAYER + "mlp.up_proj",
-    "language.layers.mlp.down": _LAYER + "mlp.down_proj",
-    "vision.patch_embed": "model.visual.patch_embed.proj",
-    "vision.pos_embed": "model.visual.pos_embed",
-    "vision.blocks.norm1": _BLOCK + "norm1",
-    "vision.blocks.norm2": _BLOCK + "norm2",
-    # One tensor on disk holds queries, keys and values, one after the other along its first axis.
-    "vision.blocks.attn.q": (_BLOCK + "attn.qkv", 0, 3),
-    "vision.blocks.attn.k": (_BLOCK + "attn.qkv", 1, 3),
-    "vision.blocks.attn.v": (_BLOCK + "attn.qkv", 2, 3),
-    "vision.blocks.attn.out": _BLOCK + "attn.proj",
-    "vision.blocks.mlp.fc1": _BLOCK + "mlp.linear_fc1",
-    "vision.blocks.mlp.fc2": _BLOCK + "mlp.linear_fc2",
-    "vision.merger.norm": "model.visual.merger.norm",
-    "vision.merger.fc1": "model.visual.merger.linear_fc1",
-    "vision.merger.fc2": "model.visual.merger.linear_fc2",
-    "vision.deepstack.norm": _TAP + "norm",
-    "vision.deepstack.fc1": _TAP + "linear_fc1",
-    "vision.deepstack.fc2": _TAP + "linear_fc2",
-}
-"""Module of the parameter tree -> name on disk, or (name, which part, number of parts). `{}` is the layer."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where one layer of one parameter lies on disk."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Of the whole tensor on disk."""
-    layer: int | None = None
-    """Index into the parameter's leading axis; None when it is not stacked."""
-    part: int = 0
-    parts: int = 1
-    transposed: bool = False
-    """torch keeps linear maps as (out, in)."""
-
-    def to_param(self, tensor: np.ndarray) -> np.ndarray:
-        if self.parts > 1:
-            tensor = np.split(tensor, self.parts, axis=0)[self.part]
-        if self.transposed:
-            tensor = tensor.reshape(len(tensor), -1).T  # the patch embedding is a convolution, (out, C, T, p, p)
-        return tensor
-
-
-def sources(model_def: ModelDef) -> dict[ParamPath, list[Source]]:
-    """For every parameter the tensors on disk it is made of: one, or one per layer."""
-    vision = model_def.config.vision
-    found: dict[ParamPath, list[Source]] = {}
-    for path, leaf in flatten_dict(model_def.abstract_params()).items():
-        entry = MODULES[".".join(path[:-1])]
-        name, part, parts = (entry, 0, 1) if isinstance(entry, str) else entry
-        name += ".bias" if path[-1] == "bias" else ".weight"
-        stacked = "{}" in name
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        transposed = path[-1] == "kernel"
-        if transposed:
-            shape = shape[::-1]
-        if path[:2] == ("vision", "patch_embed") and transposed:
-            shape = (shape[0], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-        shape = (shape[0] * parts, *shape[1:])
-        layers = range(leaf.shape[0]) if stacked else [None]
-        found[path] = [Source(name.format(layer), shape, layer, part, parts, transposed) for layer in layers]
-    return found
-
-
-def disk_tensors(model_def: ModelDef) -> dict[str, list[tuple[ParamPath, Source]]]:
-    """For every tensor on disk the parameters it is made of, in the order of its parts."""
-    tensors: dict[str, list[tuple[ParamPath, Source]]] = {}
-    for path, layers in sources(model_def).items():
-        for source in layers:
-            tensors.setdefault(source.name, []).append((path, source))
-    for pieces in tensors.values():
-        pieces.sort(key=lambda piece: piece[1].part)
-    return tensors
-
-
-def to_disk(tensors: Mapping[ParamPath, Any], pieces: list[tuple[ParamPath, Source]]) -> np.ndarray:
-    """One tensor on disk from (flattened) parameters, or from their gradients, which have the same layout.
-
-    Works on global arrays of several processes too, if all of them call it.
-    """
-    parts = [_fetch(tensors[path], source.layer) for path, source in pieces]
-    source = pieces[0][1]
-    if source.transposed:
-        parts = [part.T for part in parts]
-    return np.ascontiguousarray(np.concatenate(parts, axis=0).reshape(source.shape))
-
-
-class Checkpoint:
-    """The tensors of a folder: which there are, their shapes, and each on demand. A context manager."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
-        self._stack = contextlib.ExitStack()
-        self._files: dict[str, Any] = {}
-        self._place: dict[str, tuple[str, str]] = {}
-        try:
-            for file, names in self._listing().items():
-                self._open(file, names)
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._place)
-
-    def file(self, name: str) -> Path:
-        return self.folder / self._place[name][0]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slice(name).get_shape())
-
-    def dtype(self, name: str) -> np.dtype:
-        code = self._slice(name).get_dtype()
-        if code not in FLOATS:
-            raise UserError(
-                f"{name} in {self.file(name)} is stored as {code}; only {', '.join(FLOATS)} are supported, "
-                "use a checkpoint that is not quantised"
-            )
-        return FLOATS[code]
-
-    def read(self, name: str) -> np.ndarray:
-        file, stored = self._place[name]
-        try:
-            return self._files[file].get_tensor(stored)
-        except SafetensorError as error:
-            raise UserError(f"{name} in {self.folder / file} cannot be read ({error}); copy the file again") from None
-
-    def _slice(self, name: str) -> Any:
-        file, stored = self._place[name]
-        return self._files[file].get_slice(stored)
-
-    def _listing(self) -> dict[str, set[str]]:
-        """Files, each with the names that the index promises in it (none without an index)."""
-        index = self.folder / INDEX_FILE
-        if index.is_file():
-            try:
-                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                files: dict[str, set[str]] = {}
-                for name, file in weight_map.items():
-                    files.setdefault(file, set()).add(name)
-                return files
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{index} is not a valid index ({error!r}); copy the checkpoint again") from None
-        if (self.folder / SINGLE_FILE).is_file():
-            return {SINGLE_FILE: set()}
-        others = sorted(path.name for path in self.folder.glob("*.bin")) if self.folder.is_dir() else []
-        hint = (
-            f"; it has {', '.join(others[:3])}, which is torch's own format: convert it to safetensors"
-            if others
-            else ""
-        )
-        raise UserError(f"{self.folder} has neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
-
-    def _open(self, file: str, promised: set[str]) -> None:
-        path = self.folder / file
-        if not path.is_file():
-            raise UserError(f"{path} is missing, though {INDEX_FILE} lists it; copy the checkpoint again")
-        try:
-            handle = self._stack.enter_context(safe_open(path, framework="np"))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a readable safetensors file ({error}); copy it again") from None
-        self._files[file] = handle
-        stored = set(handle.keys())
-        if promised - stored:
-            raise UserError(f"{path} lacks {_few(promised - stored)}, which {INDEX_FILE} says it holds")
-        for name in stored:
-            self._place[canonical_name(name)] = (file, name)
-
-
-def canonical_name(name: str) -> str:
-    """Today's name of a tensor: checkpoints written before transformers 4.52 have no common `model.` in front."""
-    if name.startswith("visual."):
-        return "model." + name
-    for part in ("layers.", "embed_tokens.", "norm."):
-        if name.startswith("model." + part):
-            return "model.language_model." + name.removeprefix("model.")
-    return name
+MAX_SHARD_BYTES = 5 * 10**9
+"""Of one safetensors file, as on the hub."""
 
 
 def load_params(folder: str | Path, model_def: ModelDef, shardings: Any = None) -> Params:
-    """Reads a checkpoint into a tree of parameters of `param_dtype`.
+    """Reads a checkpoint into a tree of parameters of `param_dtype`; adapters are left out.
 
     Args:
-        folder: with model.safetensors, or shards and their index.
+        folder: a Hugging Face folder (model.safetensors, or shards and their index), or one in this package's format.
         shardings: a tree of shardings of the same structure as the parameters; None puts all on the default device.
 
     Raises:
         UserError: a tensor is missing, unexpected, of another shape than the config asks for, or a file is unreadable.
     """
-    with Checkpoint(folder) as checkpoint:
-        wanted = sources(model_def)
-        _account(checkpoint, wanted)
-        places = {} if shardings is None else flatten_dict(shardings)
-        params = {}
-        for path, leaf in flatten_dict(model_def.abstract_params()).items():
-            value = np.empty(leaf.shape, leaf.dtype)
-            for source in wanted[path]:
-                value[... if source.layer is None else source.layer] = source.to_param(checkpoint.read(source.name))
-            params[path] = _place(value, places.get(path))
-        return unflatten_dict(params)
+    places = {} if shardings is None else flatten_dict(shardings)
+    placement = Placement(stored_params(model_def), places)
+    with open_checkpoint(folder, model_def) as (checkpoint, layout):
+        grid = checkpoint.grid if isinstance(checkpoint, native.NativeFolder) else (lambda name: ())
+        read_into(checkpoint, layout, placement, grid=grid)
+    return unflatten_dict(placement.finish())
 
 
-def _place(value: np.ndarray, sharding: Any) -> jax.Array:
-    if sharding is None:
-        return jax.device_put(value)
-    # Every process has read the whole tensor and hands over only the parts that its devices hold.
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+class open_checkpoint:
+    """Opens a checkpoint of either format and accounts for every tensor: a context manager over (reader, layout).
 
+    Raises:
+        UserError: as `load_params`.
+    """
 
-def _account(checkpoint: Checkpoint, wanted: Mapping[ParamPath, list[Source]]) -> None:
-    """Compares the names and shapes on disk with those of the config."""
-    shapes = {source.name: source.shape for layers in wanted.values() for source in layers}
-    names = checkpoint.names
-    embedding = "model.language_model.embed_tokens.weight"
-    if "lm_head.weight" in names - set(shapes) and embedding in names:
-        # Some tools write a tied head a second time. It may be left out only if it says the same.
-        if not np.array_equal(checkpoint.read("lm_head.weight"), checkpoint.read(embedding)):
-            raise UserError(
-                f"{checkpoint.folder}: lm_head.weight differs from the token embeddings, but config.json says "
-                "tie_word_embeddings; set it to false there if the head is its own"
-            )
-        names = names - {"lm_head.weight"}
-    complaints = []
-    if missing := set(shapes) - names:
-        complaints.append(f"lacks {_few(missing)}")
-    if unexpected := names - set(shapes):
-        complaints.append(f"has {_few(unexpected)}, which the model does not know")
-    for name in sorted(names & set(shapes)):
-        checkpoint.dtype(name)
-        if checkpoint.shape(name) != shapes[name]:
-            complaints.append(
-                f"has {name} of shape {list(checkpoint.shape(name))} in {checkpoint.file(name).name}, where "
-                f"config.json asks for {list(shapes[name])}"
-            )
-            break
-    if complaints:
-        raise UserError(f"the checkpoint does not fit the config: {checkpoint.folder} {'; it '.join(complaints)}")
+    def __init__(self, folder: str | Path, model_def: ModelDef) -> None:
+        self.reader: Checkpoint | native.NativeFolder
+        self.layout: Mapping[ParamPath, list[Source]]
+        family, tied_to = model_def.config.model_type, ""
+        if native.is_native(folder):
+            self.reader = native.NativeFolder(folder)
+            self.layout = native.layout(model_def)
+        else:
+            self.reader = Checkpoint(folder, functools.partial(canonical_name, family=family))
+            self.layout = sources(model_def, expert_layout(model_def, self.reader.shapes))
+            tied_to = embedding_name(family) if model_def.config.tie_word_embeddings else ""
+        tensors = {name: pieces[0][1].shape for name, pieces in by_tensor(self.layout).items()}
+        try:
+            account(self.reader, tensors, tied_to)
+        except BaseException:
+            self.reader.__exit__()
+            raise
+
+    def __enter__(self) -> tuple[Checkpoint | native.NativeFolder, Mapping[ParamPath, list[Source]]]:
+        return self.reader, self.layout
+
+    def __exit__(self, *exception: object) -> None:
+        self.reader.__exit__()
 
 
 def stored_dtype(folder: str | Path) -> np.dtype:
     """The widest type among a checkpoint's tensors."""
-    with Checkpoint(folder) as checkpoint:
+    with native.NativeFolder(folder) if native.is_native(folder) else Checkpoint(folder) as checkpoint:
         return max((checkpoint.dtype(name) for name in checkpoint.names), key=lambda dtype: dtype.itemsize)
 
 
 def save_params(
-    folder: str | Path, model_def: ModelDef, params: Params, max_shard_bytes: int = 5 * 10**9, dtype: Any = None
+    folder: str | Path,
+    model_def: ModelDef,
+    params: Params,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    dtype: Any = None,
+    experts: ExpertLayout = "hub",
 ) -> None:
-    """Writes parameters under Hugging Face's names, replacing the weights that the folder holds.
+    """Writes parameters under Hugging Face's names, replacing the weights that the folder holds; adapters are left out.
 
-    With several processes all must call it; the first one writes.
+    With several processes all must call it; the first one writes. What it takes beside the parameters is a few blocks.
 
     Args:
         max_shard_bytes: start a new file before one grows larger than this. One file gets no index.
         dtype: of the tensors on disk; None keeps that of the parameters.
+        experts: how stacked experts lie on disk.
     """
     folder = Path(folder).expanduser()
-    writer = jax.process_index() == 0
-    leaves = flatten_dict(params)
-    tensors = disk_tensors(model_def)
+    live = LiveParams(params)
+    layout = sources(model_def, experts)
+    shapes = {name: pieces[0][1].shape for name, pieces in by_tensor(layout).items()}
     dtypes = {
-        name: np.dtype(dtype) if dtype is not None else np.dtype(leaves[pieces[0][0]].dtype)
-        for name, pieces in tensors.items()
+        name: np.dtype(dtype) if dtype is not None else live.dtype(pieces[0][0])
+        for name, pieces in by_tensor(layout).items()
     }
-    sizes = {name: math.prod(pieces[0][1].shape) * dtypes[name].itemsize for name, pieces in tensors.items()}
-    shards = list(_shards(sizes, max_shard_bytes))
-    files = (
-        [SINGLE_FILE]
-        if len(shards) == 1
-        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    )
-    if writer:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in [folder / SINGLE_FILE, folder / INDEX_FILE, *folder.glob("model-*-of-*.safetensors")]:
-            old.unlink(missing_ok=True)
-    for file, names in zip(files, shards, strict=True):
-        values = {}
-        for name in names:
-            value = to_disk(leaves, tensors[name])
-            if writer:
-                values[name] = value.astype(dtypes[name], copy=False)
-        if writer:
-            # transformers refuses a file that does not say which framework's layout it has.
-            save_file(values, folder / file, metadata={"format": "pt"})
-    if writer and len(files) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if jax.process_index() > 0:
+        write_from(live, layout, dtypes, None, threads=1)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_weights(folder)
+    threads = 1 if jax.process_count() > 1 else THREADS
+    with SafetensorsWriter(folder, {name: (shapes[name], dtypes[name]) for name in shapes}, max_shard_bytes) as writer:
+        write_from(live, layout, dtypes, writer, threads=threads)
 
 
-def _fetch(param: Any, layer: int | None) -> np.ndarray:
-    value = param if layer is None else param[layer]
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        value = multihost_utils.process_allgather(value, tiled=True)
-    return np.asarray(value)
+class LiveParams:
+    """Boxes of parameters that lie on devices. With several processes all must ask for the same in the same order."""
+
+    def __init__(self, params: Params) -> None:
+        self._leaves = flatten_dict(params)
+        self._lock = threading.Lock()
+
+    def dtype(self, path: ParamPath) -> np.dtype:
+        return np.dtype(self._leaves[path].dtype)
+
+    def read_param(self, path: ParamPath, box: Box) -> np.ndarray:
+        leaf = self._leaves[path]
+        if not isinstance(leaf, jax.Array) or (len(leaf.devices()) == 1 and _on_cpu(leaf)):
+            return np.asarray(leaf)[slices(box)]  # np.asarray is a view of the memory here
+        starts = np.array([start for start, _ in box], np.int32)
+        if leaf.is_fully_addressable:
+            with self._lock:  # two programs over several devices that start in different orders wait for each other
+                return np.asarray(_box(leaf, starts, extents(box), None))
+        if not isinstance(leaf.sharding, NamedSharding):
+            raise ValueError(f"{'.'.join(path)} is spread over processes by {leaf.sharding}, not over a named mesh")
+        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        return np.asarray(_box(leaf, starts, extents(box), everywhere).addressable_data(0))
 
 
-def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in order, cut where a file would grow over the limit; a single larger tensor has a file of its own."""
-    names: list[str] = []
-    total = 0
-    for name, size in sizes.items():
-        if names and total + size > limit:
-            yield names
-            names, total = [], 0
-        names.append(name)
-        total += size
-    yield names
+def _on_cpu(leaf: jax.Array) -> bool:
+    return next(iter(leaf.devices())).platform == "cpu"
 
 
-def _few(names: set[str], shown: int = 4) -> str:
-    listed = sorted(names)
-    rest = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + rest
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _box(leaf: jax.Array, starts: jax.Array, shape: tuple[int, ...], sharding: NamedSharding | None) -> jax.Array:
+    found = jax.lax.dynamic_slice(leaf, tuple(starts), shape)
+    return found if sharding is None else jax.lax.with_sharding_constraint(found, sharding)

@@ -1,0 +1,165 @@
+"""The policy in a training checkpoint, read piece by piece without a mesh, an optimizer or the memory for all of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from vero_jax.errors import UserError
+from vero_jax.models.boxes import Box, as_type, slices, whole
+from vero_jax.models.policy import ParamPath
+
+_STATE = ("state", "params")
+"""Where `train.py` keeps the parameters in what it saves."""
+_CHUNK_CACHE = 512 * 2**20
+_LARGE = 256 * 2**20
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """The finished checkpoints of a run directory, oldest first."""
+    folder = run / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+class SavedParams:
+    """Boxes of the parameters of one checkpoint. Safe in threads.
+
+    Adapters are merged into the kernels that they belong to, in float32, rounded once.
+
+    Args:
+        run: the run directory.
+        step: None takes the newest.
+        lora_scale: of the run's adapters; None where it has none.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+
+    def __init__(self, run: Path, step: int | None = None, lora_scale: float | None = None) -> None:
+        steps = checkpoint_steps(run)
+        if not steps or (step is not None and step not in steps):
+            known = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
+            wanted = "a finished checkpoint" if step is None else f"the checkpoint {step}"
+            raise UserError(f"{run} lacks {wanted}; {known}")
+        self.step = steps[-1] if step is None else step
+        self.folder = run / "checkpoints" / str(self.step)
+        self._scale = lora_scale
+        self._lock = threading.Lock()
+        self._held: dict[ParamPath, np.ndarray] = {}
+        self._sums: dict[ParamPath, tuple[int, int]] = {}
+        try:
+            meta = json.loads((self.folder / "meta" / "metadata").read_text(encoding="utf-8"))
+            self._saved_sums: dict[str, int] = meta["checksums"]
+            tree = json.loads((self.folder / "state" / "_METADATA").read_text(encoding="utf-8"))
+            driver = "zarr3" if tree.get("use_zarr3") else "zarr"
+            context = ts.Context({"cache_pool": {"total_bytes_limit": _CHUNK_CACHE}})
+            self._arrays: dict[ParamPath, ts.TensorStore] = {}
+            for entry in tree["tree_metadata"].values():
+                keys = tuple(str(key["key"]) for key in entry["key_metadata"])
+                if keys[:2] == _STATE:
+                    self._arrays[keys[2:]] = self._open(driver, keys, context)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(error) from None
+
+    @property
+    def paths(self) -> list[ParamPath]:
+        """The parameters, without adapters."""
+        return [path for path in self._arrays if not path[-1].startswith("lora_")]
+
+    @property
+    def has_adapters(self) -> bool:
+        return len(self.paths) < len(self._arrays)
+
+    def shape(self, path: ParamPath) -> tuple[int, ...]:
+        return tuple(self._arrays[path].shape)
+
+    def param_dtype(self, path: ParamPath) -> np.dtype:
+        return np.dtype(self._arrays[path].dtype.numpy_dtype)
+
+    def read_param(self, path: ParamPath, box: Box) -> np.ndarray:
+        """The numbers of one box, in the type that training keeps them in."""
+        values = self._read(path, box)
+        pair = [(*path[:-1], name) for name in ("lora_a", "lora_b")]
+        if path[-1] != "kernel" or pair[0] not in self._arrays:
+            return values
+        if self._scale is None:
+            raise ValueError(f"{'.'.join(path)} has adapters, whose scale must be given")
+        layer, rows, columns = slices(box)
+        a, b = (as_type(self._whole(name)[layer], np.dtype(np.float32)) for name in pair)
+        kernel = as_type(values, np.dtype(np.float32))
+        return as_type(kernel + np.float32(self._scale) * (a[:, rows] @ b[:, :, columns]), values.dtype)
+
+    def check(self) -> None:
+        """Compares all that has been read up to now with the checksums that the run saved; call it after one pass.
+
+        Raises:
+            UserError: bits have changed on the disk since then.
+        """
+        with self._lock:
+            sums, self._sums = self._sums, {}
+        wrong = [
+            ".".join(path)
+            for path, (count, found) in sums.items()
+            if count == math.prod(self.shape(path)) and self._saved_sums["/".join((*_STATE, *path))] != found % 2**32
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(
+                f"checkpoint {self.folder} is damaged: the bits of {', '.join(wrong[:3])}{more} are not the ones that "
+                "were saved; take another step, or restore the folder from a copy"
+            )
+
+    def _read(self, path: ParamPath, box: Box) -> np.ndarray:
+        array = self._arrays[path]
+        chunk = math.prod(array.chunk_layout.read_chunk.shape or ()) * array.dtype.numpy_dtype.itemsize
+        if chunk > _LARGE:
+            # A chunk is compressed as a whole: of one that large, every piece would take reading all of it.
+            values = self._whole(path)[slices(box)]
+        else:
+            values = self._fetch(path, box)
+        part = _checksum(values, box, self.shape(path))
+        with self._lock:
+            count, total = self._sums.get(path, (0, 0))
+            self._sums[path] = (count + values.size, total + part)
+        return values
+
+    def _whole(self, path: ParamPath) -> np.ndarray:
+        """A parameter at once, kept until two others have been asked for (an adapter has two)."""
+        with self._lock:
+            if path not in self._held:
+                while len(self._held) > 2:
+                    del self._held[next(iter(self._held))]
+                self._held[path] = self._fetch(path, whole(self.shape(path)))
+            return self._held[path]
+
+    def _fetch(self, path: ParamPath, box: Box) -> np.ndarray:
+        try:
+            return self._arrays[path][slices(box)].read().result()
+        except ValueError as error:
+            raise self._damaged(error) from None
+
+    def _open(self, driver: str, keys: tuple[str, ...], context: ts.Context) -> ts.TensorStore:
+        base = f"file://{(self.folder / 'state').absolute()}/"
+        store = {"driver": "ocdbt", "base": base, "path": ".".join(keys) + "/"}
+        return ts.open({"driver": driver, "kvstore": store}, open=True, read=True, context=context).result()
+
+    def _damaged(self, error: Exception) -> UserError:
+        reason = (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+        return UserError(f"checkpoint {self.folder} cannot be read ({reason}); take another step with --step")
+
+
+def _checksum(values: np.ndarray, box: Box, shape: tuple[int, ...]) -> int:
+    """The box's share of `checkpoint.checksums`: the sum of (2 i + 1) x_i over its elements i, modulo 2^32."""
+    index: np.ndarray = np.zeros((), np.uint32)
+    for (start, stop), size in zip(box, shape, strict=True):
+        index = index[..., None] * np.uint32(size) + np.arange(start, stop, dtype=np.uint32)
+    bits = values.view(np.dtype(f"u{values.itemsize}")).astype(np.uint32, copy=False)
+    index *= np.uint32(2)
+    index += np.uint32(1)
+    index *= bits
+    return int(index.sum(dtype=np.uint32))
