@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 REPO = Path(__file__).resolve().parent.parent
 TINY = (
@@ -160,6 +161,93 @@ def test_a_finished_run_is_continued_with_more_steps(finished, cache, tmp_path):
     assert json.loads((run / "summary.json").read_text())["steps"] == 4
 
 
+ADAPTERS = ("model.lora.rank=4", "model.lora.alpha=8", "actor.kl_loss_coef=0.01")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory, cache) -> Path:
+    """A run that trained adapters, with a reference policy, and exported them alone."""
+    run = tmp_path_factory.mktemp("runs") / "adapted"
+    output = train(run, cache, *ADAPTERS, "model.lora.export=adapter")
+    # 3 layers x rank 4 x (in + out) of the seven maps: q, k, v, o, gate, up, down.
+    assert "policy: 0.20 M parameters, 0.01 M trained" in output
+    return run
+
+
+def stored_names(run: Path, step: int) -> set[str]:
+    """The arrays in a checkpoint, by their place in the tree."""
+    tree = json.loads((run / "checkpoints" / str(step) / "state" / "_METADATA").read_text())["tree_metadata"].values()
+    return {"/".join(str(key["key"]) for key in entry["key_metadata"]) for entry in tree}
+
+
+def test_a_run_with_adapters_keeps_the_frozen_base_once_in_a_checkpoint(adapted):
+    assert all(np.isfinite(line["actor/kl_loss"]) for line in metrics(adapted))
+    names = stored_names(adapted, 6)
+    assert "state/params/language/embed/embedding" in names
+    for part in ("state/opt_state/", "reference/"):
+        leaves = [name for name in names if name.startswith(part) and name.count("/") > 3]
+        assert leaves and all(name.endswith(("/lora_a", "/lora_b")) for name in leaves)
+    tensors = load_file(adapted / "hf" / "adapter_model.safetensors")
+    assert len(tensors) == 3 * 7 * 2
+    assert all(np.any(value) for value in tensors.values())  # B began as zero
+    config = json.loads((adapted / "hf" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(adapted / "policy")
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory, adapted, cache) -> Path:
+    """The same run, stopped after two steps, taken up again, and exported as whole weights."""
+    run = tmp_path_factory.mktemp("runs") / "merged"
+    train(run, cache, *ADAPTERS, "trainer.steps=2")
+    assert "resuming from the checkpoint" in train(run, cache, *ADAPTERS)
+    return run
+
+
+def test_a_run_with_adapters_goes_on_bit_equal(adapted, merged):
+    assert numbers(merged) == numbers(adapted)
+
+
+def test_merged_weights_are_the_base_and_the_adapters(adapted, merged):
+    base, whole = (load_file(folder / "model.safetensors") for folder in (merged / "policy", merged / "hf"))
+    adapters = load_file(adapted / "hf" / "adapter_model.safetensors")
+    assert set(base) == set(whole)
+    moved = 0
+    for name, before in base.items():
+        a, b = (adapters.get(f"base_model.model.{name[:-7]}.lora_{m}.weight") for m in "AB")
+        if a is None or b is None:
+            np.testing.assert_array_equal(whole[name], before)
+        else:
+            np.testing.assert_allclose(whole[name], before + 2 * b @ a, rtol=1e-5, atol=1e-7)
+            moved += not np.array_equal(whole[name], before)
+    assert moved == len(adapters) // 2 == 21
+
+
+def test_an_exported_adapter_answers_like_the_merged_weights(adapted, merged):
+    answers = []
+    for folder in (adapted / "hf", merged / "hf"):
+        words = [sys.executable, "-m", "vero_jax.generate", str(folder), "How many?", "--temperature", "0"]
+        done = subprocess.run(
+            [*words, "--max-tokens", "8"], env=environment(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        answers.append(done.stdout)
+    assert answers[0] == answers[1]
+
+
+def test_a_run_goes_on_from_an_adapter(adapted, cache, tmp_path):
+    run, start = tmp_path / "further", adapted / "hf"
+    settings = (*ADAPTERS, "model.lora.export=adapter", f"model.path={adapted / 'policy'}", f"model.lora.path={start}")
+    train(run, cache, *settings, "cold_start.steps=0", "trainer.steps=0", "trainer.val_before=false")
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (start, run / "hf"))
+    assert set(before) == set(after)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+    output = train(tmp_path / "other", cache, *settings, "model.lora.rank=8", code=2)
+    assert "has rank 4, but this policy's adapters have 8; set model.lora.rank=4" in output
+    output = train(tmp_path / "alone", cache, f"model.path={start}", code=2)
+    assert "is an adapter alone; set model.lora.path to it" in output
+
+
 @pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one(finished, cache, tmp_path):
     run = tmp_path / "sharded"
@@ -197,6 +285,8 @@ def test_the_other_recipes_run_too(settings, cache, tmp_path):
         (["nowhere.yaml"], "nowhere.yaml"),
         (["data.source=/no/such/folder"], "/no/such/folder"),
         (["model.path=/no/such/model"], "/no/such/model"),
+        (["model.path=no/such/id/at/all"], "a hub id, a folder in vero_jax's own format"),
+        (["model.lora.rank=2", "model.lora.targets=q_prj"], "the nearest is 'q_proj'"),
         (["mesh.data=7"], "7"),
     ],
 )

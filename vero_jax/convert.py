@@ -247,8 +247,8 @@ def convert(
         numbers = origin.model_def.num_params()
         kinds = ", ".join(sorted({str(found) for found in dtypes.values()}))
         say(
-            f"{out}: {numbers:,} parameters in {kinds}, every tensor equal to the source "
-            f"({time.perf_counter() - start:.0f} s)"
+            f"{out}: {numbers:,} parameters in {kinds}, every tensor equal to the source's"
+            f"{'' if dtype == 'source' else ', rounded'} ({time.perf_counter() - start:.0f} s)"
         )
     return out
 

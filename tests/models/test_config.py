@@ -148,3 +148,11 @@ def test_deepstack_may_be_absent() -> None:
     config = tiny_config()
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, deepstack_layers=()))
     assert "deepstack" not in ModelDef(config).abstract_params()["vision"]
+
+
+def test_the_image_statistics_may_be_nested_in_one_file_of_all_processors(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(tiny_config(family="qwen2_5_vl"))))
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": statistics, "processor_class": "x"}))
+    vision = ModelConfig.from_folder(tmp_path).vision
+    assert (vision.image_mean, vision.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

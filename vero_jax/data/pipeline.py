@@ -120,8 +120,7 @@ def prompt_length(processor: Processor, messages: Sequence[Mapping[str, str]], s
     text = processor.template.render(conversation(messages, len(sizes), processor.system_prompt))
     length = len(processor.tokenizer.encode(text, add_special_tokens=False).ids) - len(sizes)
     for width, height in sizes:
-        rows, columns = processor.resized(width, height)
-        length += rows * columns // processor.image_settings.factor**2
+        length += processor.image_tokens(width, height)
     return length
 
 

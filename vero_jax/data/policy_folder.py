@@ -24,6 +24,7 @@ COPIED_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "video_preprocessor_config.json",
     "generation_config.json",
 )

@@ -130,11 +130,12 @@ def _with_nearest(unexpected: set[str], missing: set[str], expected: set[str]) -
     candidates = [{pattern: text for text, pattern in _groups(names)} for names in (missing, expected)]
     entries = []
     for text, pattern in _groups(unexpected):
+        # Patterns are few, whatever the number of names, so that this stays quick.
+        found = [pattern] if pattern in candidates[1] else []
         for known in candidates:
-            # Patterns are few, whatever the number of names, so that this stays quick.
-            if near := difflib.get_close_matches(pattern, known, n=1, cutoff=0.6):
-                text += f" (nearest expected: {known[near[0]]})"
-                break
+            found = found or difflib.get_close_matches(pattern, known, n=1, cutoff=0.6)
+        if found:
+            text += f" (nearest expected: {candidates[0].get(found[0]) or candidates[1][found[0]]})"
         entries.append(text)
     return ", ".join(entries)
 

@@ -49,9 +49,9 @@ def read_folder(path: str | Path) -> ModelConfig:
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist; give a folder with config.json and safetensors files")
     raw = _read_json(folder / "config.json")
-    images = {}
-    if (folder / "preprocessor_config.json").is_file():
-        images = _read_json(folder / "preprocessor_config.json")
+    # Transformers 5 nests the image processor's settings in a file of all processors.
+    nested = _read_if_there(folder / "processor_config.json").get("image_processor")
+    images = nested if isinstance(nested, dict) else _read_if_there(folder / "preprocessor_config.json")
     return read_config(raw, images, where=str(folder / "config.json"))
 
 
@@ -90,7 +90,7 @@ def _required(family: str, raw: Mapping[str, Any], text: Any) -> list[tuple[str,
         text_keys += ["num_experts_per_tok", "moe_intermediate_size"]
     sections: list[tuple[str, Any, tuple[str, ...]]] = [("" if text is raw else "text_config", text, tuple(text_keys))]
     if family in VISION_LANGUAGE:
-        vision_keys = _VISION_INTEGERS
+        vision_keys: tuple[str, ...] = _VISION_INTEGERS
         vision_keys += ("window_size",) if family == "qwen2_5_vl" else ("num_position_embeddings",)
         sections += [("", raw, _TOKEN_IDS), ("vision_config", raw.get("vision_config"), vision_keys)]
     return sections
@@ -231,6 +231,10 @@ def _read_vision(family: str, raw: Mapping[str, Any], preprocessor: Mapping[str,
 def _expect(where: str, name: str, value: Any, supported: Any) -> None:
     if value != supported:
         raise UserError(f"{where}: {name} is {value!r}; only {supported!r} is supported")
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return _read_json(path) if path.is_file() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

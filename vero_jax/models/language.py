@@ -89,7 +89,7 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Any]:
         added, kept = self.attn(self.attn_norm(x), cos, sin, attend, cache)
         x = x + added
-        mlp = self.moe if self.mlp is None else self.mlp
+        mlp: Any = self.mlp if self.moe is None else self.moe
         return x + mlp(self.mlp_norm(x)), kept
 
 
@@ -207,7 +207,7 @@ class LanguageModel(nnx.Module):
         numbers = jnp.arange(config.num_layers)
         kept = []
         for run in layer_runs(config):
-            stack = self.sparse_layers if run.sparse else self.layers
+            stack: Any = self.sparse_layers if run.sparse else self.layers
             x, more = scan_layers(stack, step, x, run.of((numbers, cache)), remat=remat, span=run.span)
             kept.append(more)
         return self.norm(x), kept[0] if len(kept) == 1 else jax.tree.map(lambda *runs: jnp.concatenate(runs), *kept)

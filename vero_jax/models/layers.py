@@ -97,9 +97,9 @@ class Linear(nnx.Module):
         self.kernel = make.normal(size, axes, gain * size[0] ** -0.5)
         self.bias = make.constant(size[1:], axes[1:], 0.0) if bias else None
         lora = make.lora if make.lora is not None and target in make.lora.targets else None
-        self.lora_a = lora and make.uniform((size[0], lora.rank), (axes[0], None), size[0] ** -0.5)
-        self.lora_b = lora and make.constant((lora.rank, size[1]), (None, axes[1]), 0.0)
-        self.lora_scale = lora and lora.scale
+        self.lora_a = make.uniform((size[0], lora.rank), (axes[0], None), size[0] ** -0.5) if lora else None
+        self.lora_b = make.constant((lora.rank, size[1]), (None, axes[1]), 0.0) if lora else None
+        self.lora_scale = lora.scale if lora else 0.0
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         y = x @ self.kernel[...].astype(x.dtype)

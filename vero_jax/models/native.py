@@ -105,7 +105,7 @@ class NativeFolder:
 
     def grid(self, name: str) -> tuple[int, ...]:
         """The shape of a chunk, of which always all is read."""
-        return tuple(self._arrays[name].chunk_layout.read_chunk.shape or ())
+        return tuple(int(size or 1) for size in self._arrays[name].chunk_layout.read_chunk.shape or ())
 
     def read(self, name: str, view: tuple[int, ...] | None = None, box: Box | None = None) -> np.ndarray:
         """A new array with the numbers of one box."""

@@ -116,7 +116,10 @@ class SavedParams:
 
     def _read(self, path: ParamPath, box: Box) -> np.ndarray:
         array = self._arrays[path]
-        chunk = math.prod(array.chunk_layout.read_chunk.shape or ()) * array.dtype.numpy_dtype.itemsize
+        chunk = (
+            math.prod(int(size or 1) for size in array.chunk_layout.read_chunk.shape or ())
+            * array.dtype.numpy_dtype.itemsize
+        )
         if chunk > _LARGE:
             # A chunk is compressed as a whole: of one that large, every piece would take reading all of it.
             values = self._whole(path)[slices(box)]

@@ -166,7 +166,7 @@ def _pad(
             arranged = patch_layout.arrange(prompt.grids)
             patches[row, :P] = prompt.patches[arranged.order]
             coords[row, :P], sizes[row, :P], segments[row, :P] = arranged.coords, arranged.sizes, arranged.segments
-            if windows is not None:
+            if windows is not None and arranged.windows is not None:
                 windows[row, :P] = arranged.windows
             seen = np.flatnonzero(prompt.image_index >= 0)
             image_index[row, seen] = arranged.places[prompt.image_index[seen]]
