@@ -175,8 +175,9 @@ def main() -> None:
             plain = max(plain, speed) if step == "read" else plain
             label = {"read": "plain read", "load": "load_params, hf", "load_native": "load_params, vero_jax"}.get(step)
             label = label or f"convert {step} (+{result['total'] - result['seconds']:.0f} s check)"
-            cells = (label, f"{size / 1e9:.2f}", f"{result['seconds']:.1f}", f"{result['cpu']:.1f}",
-                     f"{speed / 1e6:.0f}", f"{speed / plain:.2f}", f"{result['anon'] / 1e6:.0f}", f"{result['rss'] / 1e6:.0f}")  # fmt: skip
+            cells = [label, f"{size / 1e9:.2f}", f"{result['seconds']:.1f}", f"{result['cpu']:.1f}"]
+            cells += [f"{speed / 1e6:.0f}", f"{speed / plain:.2f}"]
+            cells += [f"{result[kind] / 1e6:.0f}" for kind in ("anon", "rss")]
             print("".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True)), flush=True)
 
 

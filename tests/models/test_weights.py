@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
-import itertools
 import json
 from pathlib import Path
 from typing import Any

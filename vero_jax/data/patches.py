@@ -79,3 +79,7 @@ class PatchLayout:
             order.astype(np.int32),
             np.argsort(tokens).astype(np.int32),
         )
+
+
+WITHOUT_WINDOWS = PatchLayout()
+"""Of Qwen3-VL, and of models that see nothing."""

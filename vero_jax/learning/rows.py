@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float32, Int32
 
-from vero_jax.data.patches import PatchLayout
+from vero_jax.data.patches import WITHOUT_WINDOWS, PatchLayout
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import ResponseTokens
 from vero_jax.learning.batching import first_fit_decreasing
@@ -93,7 +93,7 @@ class RowPlan:
     tokens: int
     seen_sequences: int
     seen_tokens: int
-    patch_layout: PatchLayout = PatchLayout()
+    patch_layout: PatchLayout = WITHOUT_WINDOWS
 
     @property
     def micro_batches(self) -> int:
@@ -221,7 +221,7 @@ def pack_rows(
     rows_per_micro_batch: int = 1,
     skip_zero_advantage: bool = True,
     mask_truncated: bool = False,
-    patch_layout: PatchLayout = PatchLayout(),
+    patch_layout: PatchLayout = WITHOUT_WINDOWS,
     patch_cost: float = 0.25,
 ) -> RowPlan:
     """Plans the rows of a mini-batch.

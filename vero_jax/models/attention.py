@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from vero_jax.models.layers import keep
+
 Labels = Any
 """Tuple of Int32['B T'] arrays, the first of which is 0 at padding."""
 Visible = Callable[[Labels, Labels, Int32[Array, "t"], Int32[Array, "s"]], Bool[Array, "B t s"]]
@@ -160,20 +162,35 @@ def _attend(
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
 
 
-@functools.partial(jax.checkpoint, static_argnums=4)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _dense(q: Array, k: Array, v: Array, labels: Labels, visible: Visible) -> Array:
-    """One block; the scores are not kept for the backward pass."""
-    B, K, J, T, C = q.shape
-    index = jnp.arange(T)
-    mask = visible(labels, labels, index, index)[:, None, None]
-    scores = jnp.einsum("bkxc,bksc->bkxs", q.reshape(B, K, J * T, C), k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores.reshape(B, K, J, T, T), _NEGATIVE)
-    weights = jnp.where(mask, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))), 0.0)
-    # A query that sees nothing has an empty sum; 1 in its place gives it zeros and a zero gradient.
-    total = weights.sum(-1, keepdims=True)
-    weights = (weights / jnp.where(total > 0, total, 1.0)).astype(v.dtype)
-    out = jnp.einsum("bkxs,bksc->bkxc", weights.reshape(B, K, J * T, T), v, preferred_element_type=jnp.float32)
-    return out.reshape(B, K, J, T, C).astype(v.dtype)
+    """The whole row as one block, without table and loops."""
+    return _dense_forward(q, k, v, labels, visible)[0]
+
+
+def _dense_forward(q: Array, k: Array, v: Array, labels: Labels, visible: Visible) -> tuple:
+    scores = jnp.where(_row_mask(labels, visible), _scores(q, k), _NEGATIVE)
+    top = scores.max(-1)
+    weights = jnp.exp(scores - top[..., None])
+    # Who sees nothing (padding) has weights of 1 here; a sum of 0 tells the lines below.
+    total = jnp.where((labels[0] > 0)[:, None, None], weights.sum(-1), 0.0)
+    out, lse = _normalised(_weighted(weights.astype(v.dtype), v), top, total)
+    out, lse = keep(out.astype(v.dtype)), keep(lse)
+    return out, (q, k, v, labels, out, lse)
+
+
+def _dense_backward(visible: Visible, kept: tuple, d_out: Array) -> tuple:
+    q, k, v, labels, out, lse = kept
+    d_q, d_k, d_v = _pair_gradients(q, k, v, _row_mask(labels, visible), lse, d_out, _delta(d_out, out))
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _row_mask(labels: Labels, visible: Visible) -> Bool[Array, "B 1 1 T T"]:
+    index = jnp.arange(labels[0].shape[1])
+    return visible(labels, labels, index, index)[:, None, None]
 
 
 def _block_table(labels: Labels, block_visible: Callable[..., Array], block: int) -> dict[str, Array]:
@@ -219,6 +236,44 @@ def _scores(q: Array, k: Array) -> Float32[Array, "B K J t s"]:
     return jnp.einsum("bkxc,bksc->bkxs", rows, k, preferred_element_type=jnp.float32).reshape(B, K, J, t, -1)
 
 
+def _weighted(weights: Float[Array, "B K J t s"], x: Float[Array, "B K s C"]) -> Float32[Array, "B K J t C"]:
+    """Sums over the keys."""
+    B, K, J, t, s = weights.shape
+    rows = weights.reshape(B, K, J * t, s)
+    return jnp.einsum("bkxs,bksc->bkxc", rows, x, preferred_element_type=jnp.float32).reshape(B, K, J, t, -1)
+
+
+def _gathered(weights: Float[Array, "B K J t s"], x: Float[Array, "B K J t C"]) -> Float32[Array, "B K s C"]:
+    """Sums over the queries."""
+    B, K, J, t, s = weights.shape
+    rows = weights.reshape(B, K, J * t, s), x.reshape(B, K, J * t, -1)
+    return jnp.einsum("bkxs,bkxc->bksc", *rows, preferred_element_type=jnp.float32)
+
+
+def _normalised(out: Array, top: Array, total: Array) -> tuple[Array, Array]:
+    """Divides by the sum of the weights, and gives that sum's logarithm.
+
+    Where the sum is empty the output is 0, and the logarithm infinite, so that all weights are 0 in the backward pass.
+    """
+    empty = total == 0
+    total = jnp.where(empty, 1.0, total)
+    return jnp.where(empty[..., None], 0.0, out / total[..., None]), jnp.where(empty, -_NEGATIVE, top + jnp.log(total))
+
+
+def _delta(d_out: Array, out: Array) -> Float32[Array, "B K J t"]:
+    """Sum over keys of (weight x its gradient), which is the gradient of the softmax's denominator."""
+    return jnp.einsum("bkjtc,bkjtc->bkjt", d_out, out, preferred_element_type=jnp.float32)
+
+
+def _pair_gradients(
+    q: Array, k: Array, v: Array, mask: Array, lse: Array, d_out: Array, delta: Array
+) -> tuple[Float32[Array, "B K J t C"], Float32[Array, "B K s C"], Float32[Array, "B K s C"]]:
+    """What a block of queries and a block of keys add to the gradients of q, k and v."""
+    weights = jnp.exp(jnp.where(mask, _scores(q, k), _NEGATIVE) - lse[..., None])
+    d_scores = (weights * (_scores(d_out, v) - delta[..., None])).astype(q.dtype)
+    return _weighted(d_scores, k), _gathered(d_scores, q), _gathered(weights.astype(v.dtype), d_out)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _blocked(q: Array, k: Array, v: Array, labels: Labels, table: dict, visible: Visible, block: int) -> Array:
     return _blocked_forward(q, k, v, labels, table, visible, block)[0]
@@ -239,32 +294,26 @@ def _blocked_forward(q: Array, k: Array, v: Array, labels: Labels, table: dict, 
             new_top = jnp.maximum(top, scores.max(-1))
             weights = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0.0)
             shrink = jnp.exp(top - new_top)
-            part = jnp.einsum(
-                "bkxs,bksc->bkxc",
-                weights.astype(v.dtype).reshape(B, K, J * block, block),
-                v_j,
-                preferred_element_type=jnp.float32,
-            )
-            out = out * shrink[..., None] + part.reshape(B, K, J, block, C)
+            out = out * shrink[..., None] + _weighted(weights.astype(v.dtype), v_j)
             return new_top, total * shrink + weights.sum(-1), out
 
         shape = (B, K, J, block)
         start = (jnp.full(shape, _NEGATIVE), jnp.zeros(shape), jnp.zeros((*shape, C)))
         top, total, out = jax.lax.fori_loop(0, table["n_keys"][i], add_key_block, start)
-        total = jnp.where(total > 0, total, 1.0)
-        return (out / total[..., None]).astype(v.dtype), top + jnp.log(total)
+        out, lse = _normalised(out, top, total)
+        return out.astype(v.dtype), lse
 
     out, lse = jax.lax.map(query_block, jnp.arange(T // block))
     out = out.transpose(1, 2, 3, 0, 4, 5).reshape(B, K, J, T, C)
     lse = lse.transpose(1, 2, 3, 0, 4).reshape(B, K, J, T)
+    out, lse = keep(out), keep(lse)
     return out, (q, k, v, labels, table, out, lse)
 
 
 def _blocked_backward(visible: Visible, block: int, kept: tuple, d_out: Array) -> tuple:
     q, k, v, labels, table, out, lse = kept
-    B, K, J, T, C = q.shape
-    # Sum over keys of (weight x its gradient), which is the gradient of the softmax's denominator.
-    delta = jnp.einsum("bkjtc,bkjtc->bkjt", d_out, out, preferred_element_type=jnp.float32)
+    B, K, _, T, C = q.shape
+    delta = _delta(d_out, out)
 
     def key_block(d_q: Array, j: Array) -> tuple[Array, tuple[Array, Array]]:
         k_j, v_j = _take(k, j, block, 2), _take(v, j, block, 2)
@@ -272,19 +321,11 @@ def _blocked_backward(visible: Visible, block: int, kept: tuple, d_out: Array) -
         def add_query_block(n: Array, carry: tuple) -> tuple:
             d_q, d_k, d_v = carry
             i = table["queries"][j, n]
-            q_i, d_i = _take(q, i, block, 3), _take(d_out, i, block, 3)
+            q_i, d_i, lse_i, delta_i = (_take(x, i, block, 3) for x in (q, d_out, lse, delta))
             mask = _pair_mask(labels, i, j, visible, block)
-            scores = _scores(q_i, k_j)
-            weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - _take(lse, i, block, 3)[..., None], 0.0)), 0.0)
-            d_scores = weights * (_scores(d_i, v_j) - _take(delta, i, block, 3)[..., None])
-            rows = (B, K, J * block)
-            weights = weights.astype(v.dtype).reshape(*rows, block)
-            d_scores = d_scores.astype(q.dtype).reshape(*rows, block)
-            product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-            d_v += product("bkxs,bkxc->bksc", weights, d_i.reshape(*rows, C))
-            d_k += product("bkxs,bkxc->bksc", d_scores, q_i.reshape(*rows, C))
-            d_q_i = _take(d_q, i, block, 3) + product("bkxs,bksc->bkxc", d_scores, k_j).reshape(B, K, J, block, C)
-            return jax.lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * block, 3), d_k, d_v
+            more_q, more_k, more_v = _pair_gradients(q_i, k_j, v_j, mask, lse_i, d_i, delta_i)
+            d_q_i = _take(d_q, i, block, 3) + more_q
+            return jax.lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * block, 3), d_k + more_k, d_v + more_v
 
         zeros = jnp.zeros((B, K, block, C))
         d_q, d_k, d_v = jax.lax.fori_loop(0, table["n_queries"][j], add_query_block, (d_q, zeros, zeros))

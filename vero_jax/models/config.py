@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from vero_jax.data.patches import PatchLayout
+from vero_jax.data.patches import WITHOUT_WINDOWS, PatchLayout
 from vero_jax.errors import UserError
 
 
@@ -128,7 +128,7 @@ class ModelConfig:
     @property
     def patch_layout(self) -> PatchLayout:
         """See `VisionConfig.patch_layout`; without a tower, a layout that nothing uses."""
-        return PatchLayout() if self.vision is None else self.vision.patch_layout
+        return WITHOUT_WINDOWS if self.vision is None else self.vision.patch_layout
 
     @classmethod
     def from_folder(cls, path: str | Path) -> ModelConfig:

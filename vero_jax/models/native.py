@@ -31,7 +31,7 @@ VERSION = 1
 
 CHUNK = 512
 """Side of the squares that a matrix is cut into: what is read at least of it (512 KiB in bfloat16)."""
-_FILE_BYTES = 64 * 2**20
+_FILE_BYTES = 32 * 2**20
 """Chunks that are written together share a file of about this size."""
 _CODES = {str(dtype): code for code, dtype in FLOATS.items()}
 

@@ -21,7 +21,7 @@ from vero_jax.models.safetensors_io import SafetensorsWriter
 
 THREADS = 4
 """More than the cores of a small machine, since some of them wait for the disk."""
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20
 """Read, moved and written at a time, about."""
 
 Layout = Mapping[ParamPath, Sequence[Source]]

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int32, Num, UInt32
 
 from vero_jax.data.geometry import merged_counts
-from vero_jax.data.patches import PatchLayout
+from vero_jax.data.patches import WITHOUT_WINDOWS, PatchLayout
 from vero_jax.errors import UserError
 from vero_jax.types import Prompt
 
@@ -48,7 +48,7 @@ def plan_calls(
     groups: int,
     prompt_buckets: Sequence[int],
     patch_buckets: Sequence[int],
-    patch_layout: PatchLayout = PatchLayout(),
+    patch_layout: PatchLayout = WITHOUT_WINDOWS,
 ) -> Iterator[Call]:
     """Sorts prompts by bucket and cuts them into calls of `groups`, so that a call pads little.
 
