@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import ml_dtypes  # its import teaches numpy the name bfloat16
@@ -102,6 +103,20 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     raw = np.empty(size + 64, np.uint8)
     offset = -raw.ctypes.data % 64
     return raw[offset : offset + size].view(dtype).reshape(shape)
+
+
+class Scratch(threading.local):
+    """Memory for one block per thread and use, kept between blocks: new memory costs more than to fill it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, np.ndarray] = {}
+
+    def take(self, use: str, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An array that is this thread's until it asks for the same use again."""
+        size = math.prod(shape) * dtype.itemsize
+        if use not in self._kept or self._kept[use].nbytes < size:
+            self._kept[use] = np.empty(size, np.uint8)
+        return self._kept[use][:size].view(dtype).reshape(shape)
 
 
 def copy_into(target: np.ndarray, values: np.ndarray) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorstore as ts
 
 from vero_jax.errors import UserError
-from vero_jax.models.boxes import Box, copy_into, extents, slices, whole
+from vero_jax.models.boxes import Box, Scratch, copy_into, extents, slices, whole
 from vero_jax.models.names import ExpertLayout, Source, stored_params
 from vero_jax.models.policy import ModelDef, ParamPath
 from vero_jax.models.safetensors_io import FLOATS
@@ -107,11 +107,13 @@ class NativeFolder:
         """The shape of a chunk, of which always all is read."""
         return tuple(int(size or 1) for size in self._arrays[name].chunk_layout.read_chunk.shape or ())
 
-    def read(self, name: str, view: tuple[int, ...] | None = None, box: Box | None = None) -> np.ndarray:
-        """A new array with the numbers of one box."""
+    def read(
+        self, name: str, view: tuple[int, ...] | None = None, box: Box | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """An array with the numbers of one box: `out`, or a new one."""
         array = self._arrays[name]
         box = whole(array.shape) if box is None else box
-        out = np.empty(extents(box), self.dtype(name))
+        out = np.empty(extents(box), self.dtype(name)) if out is None else out
         try:
             ts.array(out, copy=False).write(array[slices(box)]).result()
         except ValueError as error:
@@ -136,6 +138,7 @@ class NativeWriter:
         self, folder: Path, params: Mapping[ParamPath, tuple[tuple[int, ...], np.dtype]], stacked: set[ParamPath]
     ) -> None:
         self.folder, self._params, self._stacked = folder, dict(params), stacked
+        self._scratch = Scratch()
         self._grids = {
             path: _grid(shape, dtype.itemsize, path in stacked, path[-1] == "kernel")
             for path, (shape, dtype) in params.items()
@@ -160,7 +163,7 @@ class NativeWriter:
     def write(self, path: ParamPath, number: int, box: Box, values: np.ndarray) -> None:
         dtype = self._params[path][1]
         if values.dtype != dtype or not values.flags.c_contiguous:
-            straight = np.empty(values.shape, dtype)
+            straight = self._scratch.take("write", values.shape, dtype)
             copy_into(straight, values)
             values = straight
         try:

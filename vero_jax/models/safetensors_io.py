@@ -116,17 +116,20 @@ class Checkpoint:
         """Names by their place on disk, so that reading them goes forward."""
         return sorted(names, key=lambda name: (self._entries[name].file, self._entries[name].start))
 
-    def read(self, name: str, view: tuple[int, ...] | None = None, box: Box | None = None) -> np.ndarray:
-        """A new array with the numbers of one box of a tensor; nothing else is read.
+    def read(
+        self, name: str, view: tuple[int, ...] | None = None, box: Box | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """An array with the numbers of one box of a tensor; nothing else is read.
 
         Args:
             view: the shape to read it as, of equally many elements; None for its own.
             box: None for all of it.
+            out: contiguous, of the box's shape and the tensor's type, to be filled; None makes a new one.
         """
         entry, dtype = self._entries[name], self.dtype(name)
         shape = entry.shape if view is None else view
         box = whole(shape) if box is None else box
-        out = np.empty(extents(box), dtype)
+        out = np.empty(extents(box), dtype) if out is None else out
         memory, done = memoryview(out.reshape(-1).view(np.uint8)), 0
         for first, count in runs(shape, box):
             size = count * dtype.itemsize

@@ -14,7 +14,19 @@ from typing import Protocol
 
 import numpy as np
 
-from vero_jax.models.boxes import Box, as_type, copy_into, cover, cut, extents, intersect, same_bits, slices, whole
+from vero_jax.models.boxes import (
+    Box,
+    Scratch,
+    as_type,
+    copy_into,
+    cover,
+    cut,
+    extents,
+    intersect,
+    same_bits,
+    slices,
+    whole,
+)
 from vero_jax.models.names import Source, by_tensor
 from vero_jax.models.policy import ParamPath
 from vero_jax.models.safetensors_io import SafetensorsWriter
@@ -34,7 +46,9 @@ class TensorReader(Protocol):
 
     def dtype(self, name: str) -> np.dtype: ...
     def in_order(self, names: Iterable[str]) -> list[str]: ...
-    def read(self, name: str, view: tuple[int, ...] | None = None, box: Box | None = None) -> np.ndarray: ...
+    def read(
+        self, name: str, view: tuple[int, ...] | None = None, box: Box | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray: ...
 
 
 class ParamSink(Protocol):
@@ -45,7 +59,10 @@ class ParamSink(Protocol):
         ...
 
     def write(self, path: ParamPath, number: int, box: Box, values: np.ndarray) -> None:
-        """Takes a box of the parameter, for the wanted box of that number. `values` may lie transposed in memory."""
+        """Takes a box of the parameter, for the wanted box of that number.
+
+        `values` may lie transposed in memory, and is overwritten after the call.
+        """
         ...
 
 
@@ -64,10 +81,11 @@ def read_into(
         layout: which tensors the parameters are made of.
         grid: tensors are cut at multiples of this only (`boxes.cut`).
     """
-    tensors = by_tensor(layout)
+    tensors, scratch = by_tensor(layout), Scratch()
 
     def job(name: str, view: tuple[int, ...], block: Box, pieces: Sequence[_Piece]) -> None:
-        _scatter(reader.read(name, view, block), block, pieces, sink)
+        values = reader.read(name, view, block, scratch.take("read", extents(block), reader.dtype(name)))
+        _scatter(values, block, pieces, sink)
 
     def jobs() -> Iterable[Callable[[], None]]:
         for name in reader.in_order(tensors):
@@ -104,9 +122,11 @@ def write_from(
         threads: 1 where all processes must read in the same order.
     """
 
+    scratch = Scratch()
+
     def job(name: str, pieces: Sequence[tuple[ParamPath, Source]], block: Box) -> None:
         view = pieces[0][1].view
-        values = np.empty(extents(block), dtypes[name])
+        values = scratch.take("write", extents(block), dtypes[name])
         for path, source in pieces:
             if (box := intersect(block, source.region)) is not None:
                 found = source.turned(_read_layer(reader, path, source, source.from_view(box)))

@@ -32,8 +32,9 @@ from vero_jax.runtime.files import atomic_write, friendly_writes
 FREE_KEYS = (
     # how long, and what is written on the way
     "name", "run_dir", "trainer.steps", "trainer.log_every", "trainer.log_with", "trainer.save_every",
-    "trainer.keep_checkpoints", "trainer.samples_every", "trainer.export", "model.lora.export", "trainer.resume", "cold_start.log_every",
-    "trainer.val_before", "trainer.val_every", "trainer.val_batch", "trainer.val_greedy", "trainer.val_blind",
+    "trainer.keep_checkpoints", "trainer.samples_every", "trainer.export", "model.lora.export", "trainer.resume",
+    "cold_start.log_every", "trainer.val_before", "trainer.val_every", "trainer.val_batch",
+    "trainer.val_greedy", "trainer.val_blind",
     # the machine: the result does not depend on these
     "mesh.data", "mesh.fsdp", "mesh.tensor", "data.cache_dir", "data.workers", "reward.workers", "model.remat",
     "rollout.groups_per_call", "rollout.vocab_block", "rollout.attention_block", "actor.rows_per_micro_batch",
