@@ -4,8 +4,9 @@
 
 Writes a checkpoint of random bytes in bfloat16 (files of 5 GB), deletes it at the end; twice its size must be free on
 the disk. Every line is a process of its own that finds none of its files in the page cache. "ratio" is to reading the
-files and doing nothing else. "anon" is the most anonymous memory above what the process had before (of a load, above
-the parameters too), "rss" the highest resident size. "cpu s" (with the check) tells slow code from a busy machine.
+files and doing nothing else, for a conversion to copying them. "anon" is the most anonymous memory above what the
+process had before (of a load, above the parameters too), "rss" the highest resident size. "cpu s" (with the check)
+tells slow code from a busy machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 TESTS = Path(__file__).resolve().parent.parent / "tests" / "models"
-PHASES = ("read", "load", "load_native", "to_vero_jax", "to_hf")
+PHASES = ("read", "copy", "load", "load_native", "to_vero_jax", "to_hf")
 WIDTHS = (34, 8, 9, 8, 8, 8, 9, 9)
 
 
@@ -98,6 +99,8 @@ def phase(name: str, source: Path, out: Path) -> dict[str, float]:
     """One line of the table, in this process."""
     if name == "read":
         return watched(lambda: _read_files(source))
+    if name == "copy":
+        return watched(lambda: _read_files(source, out))
     import jax
 
     from vero_jax import convert
@@ -128,12 +131,12 @@ def phase(name: str, source: Path, out: Path) -> dict[str, float]:
     return result
 
 
-def _read_files(folder: Path) -> int:
+def _read_files(folder: Path, out: Path | None = None) -> int:
     buffer = bytearray(2**23)
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
+        with path.open("rb", buffering=0) as file, open(out or os.devnull, "ab", buffering=0) as copy:
+            while count := file.readinto(buffer):
+                copy.write(memoryview(buffer)[:count])
     return 0
 
 
@@ -157,12 +160,14 @@ def main() -> None:
         print("".join(text.rjust(width) for text, width in zip(
             (args.model, "GB", "seconds", "cpu s", "MB/s", "ratio", "anon MB", "rss MB"), WIDTHS, strict=True
         )))  # fmt: skip
-        steps = [("read", hf, None), ("read", hf, None), ("load", hf, None), ("to_vero_jax", hf, ours)]
+        steps = [("read", hf, None), ("copy", hf, folder / "copy"), ("load", hf, None), ("to_vero_jax", hf, ours)]
         steps += [("load_native", ours, None), ("to_hf", ours, back)]
-        plain = 0.0
+        plain: dict[str, float] = {}
         for step, source, out in steps:
             if args.no_load and step.startswith("load"):
                 continue
+            if step == "load" or (args.no_load and step == "to_vero_jax"):
+                (folder / "copy").unlink()
             if step == "load_native" or (args.no_load and step == "to_hf"):
                 shutil.rmtree(hf)
             forget(folder)
@@ -172,11 +177,18 @@ def main() -> None:
             output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
             result = json.loads(output.splitlines()[-1])
             speed = size / result["seconds"]
-            plain = max(plain, speed) if step == "read" else plain
-            label = {"read": "plain read", "load": "load_params, hf", "load_native": "load_params, vero_jax"}.get(step)
+            if step in ("read", "copy"):
+                plain[step] = speed
+            base = plain["copy" if out else "read"]
+            label = {
+                "read": "plain read",
+                "copy": "plain copy",
+                "load": "load_params, hf",
+                "load_native": "load_params, vero_jax",
+            }.get(step)
             label = label or f"convert {step} (+{result['total'] - result['seconds']:.0f} s check)"
             cells = [label, f"{size / 1e9:.2f}", f"{result['seconds']:.1f}", f"{result['cpu']:.1f}"]
-            cells += [f"{speed / 1e6:.0f}", f"{speed / plain:.2f}"]
+            cells += [f"{speed / 1e6:.0f}", f"{speed / base:.2f}"]
             cells += [f"{result[kind] / 1e6:.0f}" for kind in ("anon", "rss")]
             print("".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True)), flush=True)
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import golden_dir
 
-from vero_jax import convert
+from vero_jax import convert, origin
 from vero_jax.config import MeshConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.programs import TrainState
@@ -104,7 +104,8 @@ def test_small_blocks_change_nothing(tmp_path: Path, block: int, monkeypatch: py
     monkeypatch.setattr(native, "CHUNK", 8)
     monkeypatch.setattr(native, "_FILE_BYTES", 2 * block)
     monkeypatch.setattr(transfer, "BLOCK_BYTES", block)
-    monkeypatch.setattr(convert, "BLOCK_BYTES", block)
+    for module in (convert, origin):
+        monkeypatch.setattr(module, "BLOCK_BYTES", block)
     model_def = ModelDef(tiny_config(False, "qwen3_vl_moe"))
     params = write(tmp_path / "hf", model_def)
     for source, out, to in (("hf", "a", "vero_jax"), ("a", "b", "vero_jax"), ("b", "c", "hf"), ("c", "d", "hf")):
@@ -213,12 +214,11 @@ def training(folder: Path, model_def: ModelDef, lora: LoRA | None = None, steps:
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"])
-@pytest.mark.parametrize("large", [False, True])  # chunks that are read once and kept
+@pytest.mark.parametrize("piece", [0, 10**8])
 def test_a_run_is_exported_as_its_newest_or_a_chosen_step(
-    tmp_path: Path, family: str, large: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, family: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if large:
-        monkeypatch.setattr(saved_params, "_LARGE", 0)
+    monkeypatch.setattr(saved_params, "_PIECE_BYTES", piece)
     model_def = ModelDef(tiny_config(family == "qwen3_vl", family))
     saved = training(tmp_path, model_def)
     assert run(tmp_path / "run", tmp_path / "newest") == 0

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vero_jax.config import Config
-from vero_jax.config_loader import apply_settings, read_yaml
 from vero_jax.errors import UserError, friendly
 from vero_jax.models import native
 from vero_jax.models.boxes import BFLOAT16, Box, as_type, cut, same_bits, whole
-from vero_jax.models.config import ModelConfig
 from vero_jax.models.export_files import copy_config, copy_side_files
-from vero_jax.models.hub import resolve_checkpoint
-from vero_jax.models.lora import lora_from
-from vero_jax.models.names import ExpertLayout, expert_layout, sources, stored_params
+from vero_jax.models.names import by_tensor, sources
 from vero_jax.models.policy import ModelDef, ParamPath, Params
-from vero_jax.models.safetensors_io import INDEX_FILE, SINGLE_FILE, Checkpoint, SafetensorsWriter
-from vero_jax.models.transfer import (
-    BLOCK_BYTES,
-    Comparison,
-    Layout,
-    ParamReader,
-    ParamSink,
-    read_into,
-    run_all,
-    write_from,
-)
-from vero_jax.models.weights import MAX_SHARD_BYTES, by_tensor, open_checkpoint, save_params
+from vero_jax.models.safetensors_io import Checkpoint, SafetensorsWriter
+from vero_jax.models.transfer import BLOCK_BYTES, Comparison, TensorParams, TensorSink, read_into, run_all, write_from
+from vero_jax.models.weights import MAX_SHARD_BYTES, open_checkpoint, save_params
+from vero_jax.origin import Origin, open_origin, source_experts
 from vero_jax.runtime.output_folder import check_free, new_folder
-from vero_jax.runtime.saved_params import SavedParams, checkpoint_steps
+from vero_jax.runtime.saved_params import SavedParams
 
 FORMATS = ("hf", "vero_jax")
 
@@ -92,111 +78,6 @@ def export_hf(
         copy_config(source, draft, dtype)
         copy_side_files(source, draft)
     return out
-
-
-def source_experts(folder: Path, model_def: ModelDef) -> ExpertLayout:
-    """How the experts of a checkpoint folder lie; as on the hub where there are none or no weights."""
-    if not model_def.config.text.sparse_layers:
-        return "hub"
-    if native.is_native(folder):
-        return native.NativeFolder(folder).experts
-    if (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file():
-        with Checkpoint(folder) as checkpoint:
-            return expert_layout(model_def, checkpoint.shapes)
-    return "hub"
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """A checkpoint to convert: where its files lie, and how to read its weights, by tensor or by parameter."""
-
-    kind: str
-    """"hf", "vero_jax" or "run"."""
-    folder: Path
-    """With config.json and the other files."""
-    model_def: ModelDef
-    experts: ExpertLayout
-    dtypes: Mapping[ParamPath, np.dtype]
-    """Of the parameters as they are stored."""
-    tensors: Checkpoint | None = None
-    layout: Layout | None = None
-    params: ParamReader | None = None
-
-    @property
-    def shapes(self) -> dict[ParamPath, tuple[int, ...]]:
-        return {path: tuple(leaf.shape) for path, leaf in stored_params(self.model_def).items()}
-
-    def feed(self, sink: ParamSink, writer: native.NativeWriter) -> None:
-        """Hands every parameter to a sink, in pieces that suit the writer."""
-        if self.tensors is not None and self.layout is not None:
-            pieces = by_tensor(self.layout)
-            read_into(
-                self.tensors,
-                self.layout,
-                sink,
-                grid=lambda name: (max(writer.rows(path) for path, _ in pieces[name]),),
-            )
-        else:
-            run_all(self._param_jobs(sink, writer))
-
-    def _param_jobs(self, sink: ParamSink, writer: native.NativeWriter) -> Iterable[Callable[[], None]]:
-        reader = self.params
-        if reader is None:
-            raise ValueError(f"a checkpoint of kind {self.kind} without a reader")
-
-        def job(path: ParamPath, box: Box) -> None:
-            sink.write(path, 0, box, reader.read_param(path, box))
-
-        for path, shape in self.shapes.items():
-            for box in cut(whole(shape), BLOCK_BYTES // self.dtypes[path].itemsize, writer.grid(path)):
-                yield functools.partial(job, path, box)
-
-
-@contextlib.contextmanager
-def open_origin(source: str | Path, step: int | None = None) -> Iterator[Origin]:
-    """Finds out what a source is and accounts for all that it holds.
-
-    Raises:
-        UserError: it is nothing that can be converted.
-    """
-    folder = resolve_checkpoint(source)
-    if not native.is_native(folder) and checkpoint_steps(folder):
-        with _open_run(folder, step) as origin:
-            yield origin
-        return
-    if step is not None:
-        raise UserError(f"--step {step} chooses among the checkpoints of a run directory, and {folder} is none")
-    model_def = ModelDef(ModelConfig.from_folder(folder))
-    with open_checkpoint(folder, model_def) as (reader, layout):
-        if isinstance(reader, native.NativeFolder):
-            dtypes = {path: reader.param_dtype(path) for path in layout}
-            yield Origin("vero_jax", folder, model_def, reader.experts, dtypes, params=reader)
-        else:
-            widest = {
-                path: max((reader.dtype(layer.name) for layer in layers), key=lambda dtype: dtype.itemsize)
-                for path, layers in layout.items()
-            }
-            experts = expert_layout(model_def, reader.shapes)
-            yield Origin("hf", folder, model_def, experts, widest, tensors=reader, layout=layout)
-
-
-@contextlib.contextmanager
-def _open_run(run: Path, step: int | None) -> Iterator[Origin]:
-    config = apply_settings(Config(), read_yaml(run / "config.yaml"))
-    folder = run / "policy" if config.model.path == "build" else resolve_checkpoint(config.model.path)
-    model_def = ModelDef(ModelConfig.from_folder(folder))
-    lora = lora_from(config.model.lora, model_def.config)
-    saved = SavedParams(run, step, None if lora is None else lora.scale)
-    wanted = {path: tuple(leaf.shape) for path, leaf in stored_params(model_def).items()}
-    found = {path: saved.shape(path) for path in saved.paths}
-    if found != wanted:
-        names = sorted(".".join(path) for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
-        raise UserError(
-            f"{saved.folder} does not fit {folder}, which the run's config.yaml names: {', '.join(names[:4])} differ; "
-            "put back the folder that the run began with"
-        )
-    dtypes = {path: saved.param_dtype(path) for path in saved.paths}
-    yield Origin("run", folder, model_def, source_experts(folder, model_def), dtypes, params=saved)
 
 
 def convert(
@@ -294,17 +175,22 @@ def _to_hf(
     with _timed(say, "written", origin.shapes, dtypes), SafetensorsWriter(draft, announced, max_shard_bytes) as writer:
         if origin.tensors is not None:
             _copy_tensors(origin.tensors, writer)
+        elif isinstance(origin.params, SavedParams):
+            origin.feed(TensorSink(origin.shapes, layout, writer))
+            origin.params.check()
         elif origin.params is not None:
             write_from(origin.params, layout, kinds, writer, grid=lambda name: (native.CHUNK,))
-        if isinstance(origin.params, SavedParams):
-            origin.params.check()
     with _timed(say, "compared", origin.shapes, dtypes), open_checkpoint(draft, origin.model_def) as (written, _):
         if origin.tensors is not None and isinstance(written, Checkpoint):
             return _differing_tensors(origin.tensors, written)
         if origin.params is None:
             raise ValueError(f"a checkpoint of kind {origin.kind} without a reader")
-        comparison = Comparison(origin.shapes, origin.params, dtypes)
-        read_into(written, layout, comparison, grid=lambda name: (native.CHUNK,))
+        if isinstance(origin.params, SavedParams):
+            comparison = Comparison(origin.shapes, TensorParams(written, layout), dtypes)
+            origin.feed(comparison)
+        else:
+            comparison = Comparison(origin.shapes, origin.params, dtypes)
+            read_into(written, layout, comparison, grid=lambda name: (native.CHUNK,))
     return {".".join(path) for path in comparison.differing}
 
 

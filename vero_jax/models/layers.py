@@ -79,27 +79,45 @@ class ParamFactory:
         return (self.layers, *shape), ("layers", *axes)
 
 
+_KEPT = "kept"
+
+
+def keep(x: Array) -> Array:
+    """Marks what a layer's backward pass reads again; what has no mark it computes again. See `scan_layers`."""
+    return checkpoint_name(x, _KEPT)
+
+
+def rounded_once(function: Callable[[Array], Array], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """function(x) in float32, rounded to x's type: torch computes activations so, whose formulas have several steps."""
+    return function(x.astype(jnp.float32)).astype(x.dtype)
+
+
 @jax.custom_vjp
-def matmul(x: Float[Array, "... in"], kernel: Float[Array, "in out"]) -> Float[Array, "... out"]:
-    """x W. Its own derivative only so that W's gradient comes out as (in, out).
+def affine(
+    x: Float[Array, "... in"], kernel: Float[Array, "in out"], bias: Float[Array, "out"] | None
+) -> Float[Array, "... out"]:
+    """x W + b, rounded once, after the sum.
 
-    JAX's rule makes it as (out, in) and transposes it back, for which XLA:CPU writes its operands once more, turned
-    around (measured: 6 % of a forward and backward pass of a small policy).
+    Its derivative is written out so that the gradient of W comes out as (in, out): JAX's rule makes (out, in) and
+    transposes it back, for which XLA:CPU writes its operands once more, turned around (measured: 6 % of a forward and
+    backward pass of a small policy).
     """
-    return x @ kernel
+    y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    return (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+def _affine_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, Array, Array | None]]:
+    return affine(x, kernel, bias), (x, kernel, bias)
 
 
-def _matmul_backward(kept: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
-    x, kernel = kept
+def _affine_backward(kept: tuple[Array, Array, Array | None], d_y: Array) -> tuple[Array, Array, Array | None]:
+    x, kernel, bias = kept
     rows = tuple(range(x.ndim - 1))
-    return d_y @ kernel.T, jax.lax.dot_general(x, d_y, ((rows, rows), ((), ())))
+    d_bias = None if bias is None else d_y.sum(rows, dtype=jnp.float32).astype(bias.dtype)
+    return d_y @ kernel.T, jax.lax.dot_general(x, d_y, ((rows, rows), ((), ()))), d_bias
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Linear(nnx.Module):
@@ -128,13 +146,12 @@ class Linear(nnx.Module):
         self.lora_scale = lora.scale if lora else 0.0
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        y = matmul(x, self.kernel[...].astype(x.dtype))
-        if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
+        bias = None if self.bias is None else self.bias[...].astype(x.dtype)
+        y = affine(x, self.kernel[...].astype(x.dtype), bias)
         if self.lora_a is not None and self.lora_b is not None:
             low_rank = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
             y = y + low_rank * self.lora_scale
-        return y
+        return keep(y)
 
 
 class GatedMLP(nnx.Module):
@@ -155,7 +172,7 @@ class GatedMLP(nnx.Module):
         self.down = Linear(make, size[::-1], axes[::-1], bias=bias, gain=gain, target=targets[2])
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(rounded_once(jax.nn.silu, self.gate(x)) * self.up(x))
 
 
 class RMSNorm(nnx.Module):
@@ -187,14 +204,6 @@ class LayerNorm(nnx.Module):
         return wide.astype(x.dtype)
 
 
-_KEPT = "kept"
-
-
-def keep(x: Array) -> Array:
-    """Marks what the backward pass reads again instead of computing it again; products with kernels need no mark."""
-    return checkpoint_name(x, _KEPT)
-
-
 def scan_layers(
     stack: nnx.Module,
     step: Callable[[Any, Any, Any], tuple[Any, Any]],
@@ -206,8 +215,9 @@ def scan_layers(
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over a stacked module: one layer is traced, whatever their number.
 
-    For the backward pass each layer keeps its products with kernels and what is marked by `keep`. Norms, activations
-    and rotations are computed again from those, which is faster than to write and to read them, and takes less memory.
+    For the backward pass each layer keeps what is marked by `keep`: the outputs of linear maps and of attention. Norms,
+    activations and rotations are computed again from those, which is faster than to write and to read them, and takes
+    less memory.
 
     Args:
         stack: a module whose parameters all have a leading axis L.
@@ -226,12 +236,9 @@ def scan_layers(
         params, slice_ = layer
         return step(nnx.merge(graph, params), carry, slice_)
 
-    policies = jax.checkpoint_policies
-    kept = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(_KEPT)
-    )
+    policy = None if remat else jax.checkpoint_policies.save_only_these_names(_KEPT)
     # Inside a scan the loop itself keeps XLA from merging the two computations; see jax.checkpoint.
-    body = jax.checkpoint(body, prevent_cse=False, policy=None if remat else kept)
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     params = nnx.to_pure_dict(state)
     if span != slice(None):
         params = jax.tree.map(lambda leaf: leaf[span], params)

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from vero_jax.models.config import TextConfig
-from vero_jax.models.layers import Linear, ParamFactory, keep
+from vero_jax.models.layers import Linear, ParamFactory, keep, rounded_once
 
 
 def route(logits: Float32[Array, "n E"], experts_per_token: int) -> tuple[Float32[Array, "n k"], Int32[Array, "n k"]]:
@@ -43,7 +43,8 @@ class SparseMLP(nnx.Module):
         sizes = jnp.bincount(chosen.reshape(-1), length=self.gate[...].shape[0]).astype(jnp.int32)
         rows = jnp.take(tokens, order // self.experts_per_token, axis=0)
         gate, up = (keep(jax.lax.ragged_dot(rows, part[...].astype(x.dtype), sizes)) for part in (self.gate, self.up))
-        out = keep(jax.lax.ragged_dot(jax.nn.silu(gate) * up, self.down[...].astype(x.dtype), sizes))
+        hidden = rounded_once(jax.nn.silu, gate) * up
+        out = keep(jax.lax.ragged_dot(hidden, self.down[...].astype(x.dtype), sizes))
         out = jnp.take(out, jnp.argsort(order), axis=0).reshape(*chosen.shape, -1)
         # The weights are rounded to the activations' type, as the model was trained, and the sum is not.
         weighted = out.astype(jnp.float32) * weights.astype(x.dtype).astype(jnp.float32)[..., None]

@@ -91,6 +91,7 @@ _PREFIXES: Mapping[str, tuple[str, str]] = {
 }
 """Family -> what stands before the language model's names and before the vision tower's."""
 
+_EXPERTS = ("language", "sparse_layers", "moe")
 _ENDINGS = {"kernel": ".weight", "bias": ".bias", "scale": ".weight", "embedding": ".weight"}
 
 
@@ -153,27 +154,29 @@ def _swapped(box: Sequence[tuple[int, int]]) -> Box:
 
 def sources(model_def: ModelDef, experts: ExpertLayout = "hub") -> dict[ParamPath, list[Source]]:
     """For every parameter the tensors on disk it is made of: one, or one per layer. Adapters have none."""
-    config, found = model_def.config, {}
+    config = model_def.config
+    found: dict[ParamPath, list[Source]] = {}
     for path, leaf in stored_params(model_def).items():
         module, name = _disk_name(config, path)
-        transposed = path[-1] == "kernel" or (module.startswith("language.sparse_layers.moe") and _turned(experts))
         part, parts = _FUSED.get(module, (0, 1))
-        layers = _layers(config, path, leaf.shape) if "{}" in name else [None]
-        shape = leaf.shape[1:] if "{}" in name else leaf.shape
+        turned_experts = path[:-1] == _EXPERTS and experts == "transformers5"
+        transposed = path[-1] == "kernel" or turned_experts
+        stacked = "{}" in name
+        shape = leaf.shape[1:] if stacked else leaf.shape
         if transposed:
             shape = (*shape[:-2], shape[-1], shape[-2])
-        # Experts are the first axis of what they share; their halves are beside each other in the map's output axis.
-        axis = 0 if "moe" not in module else (1 if _turned(experts) else 2)
+        axis = 0
         if parts > 1:
+            # Experts are along the first axis; what they share is split along the map's outputs.
+            axis = (1 if turned_experts else 2) if path[:-1] == _EXPERTS else 0
             shape = (*shape[:axis], shape[axis] * parts, *shape[axis + 1 :])
         view = shape
-        if path[:2] == ("vision", "patch_embed") and transposed and config.vision is not None:
+        if path == ("vision", "patch_embed", "kernel") and config.vision is not None:
             vision = config.vision
             shape = (shape[0], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-        axis = axis if parts > 1 else 0
+        numbers = enumerate(_layers(config, path, leaf.shape)) if stacked else [(None, None)]
         found[path] = [
-            Source(name.format(layer), shape, index, part, parts, axis, transposed, view)
-            for index, layer in (enumerate(layers) if "{}" in name else [(None, None)])
+            Source(name.format(layer), shape, index, part, parts, axis, transposed, view) for index, layer in numbers
         ]
     return found
 
@@ -235,7 +238,7 @@ def expert_layout(model_def: ModelDef, shapes: Mapping[str, tuple[int, ...]]) ->
 
     def fits(layout: ExpertLayout) -> bool:
         wanted = sources(model_def, layout)
-        paths = [("language", "sparse_layers", "moe", name) for name in ("gate", "down")]
+        paths = [(*_EXPERTS, name) for name in ("gate", "down")]
         found = [(shapes.get(wanted[path][0].name), wanted[path][0].shape) for path in paths]
         return all(there in (None, asked) for there, asked in found)
 
@@ -246,10 +249,6 @@ def stored_params(model_def: ModelDef) -> dict[ParamPath, jax.ShapeDtypeStruct]:
     """The (flattened) parameters that a checkpoint holds: all but the adapters."""
     flat = flatten_dict(model_def.abstract_params())
     return {path: leaf for path, leaf in flat.items() if not path[-1].startswith("lora_")}
-
-
-def _turned(experts: ExpertLayout) -> bool:
-    return experts == "transformers5"
 
 
 def _disk_name(config: ModelConfig, path: ParamPath) -> tuple[str, str]:

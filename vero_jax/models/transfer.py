@@ -23,6 +23,7 @@ from vero_jax.models.boxes import (
     cut,
     extents,
     intersect,
+    runs,
     same_bits,
     slices,
     whole,
@@ -156,6 +157,7 @@ class Comparison:
         self, params: Mapping[ParamPath, tuple[int, ...]], other: ParamReader, dtypes: Mapping[ParamPath, np.dtype]
     ) -> None:
         self._shapes, self._other, self._dtypes = params, other, dtypes
+        self._scratch = Scratch()
         self.differing: set[ParamPath] = set()
 
     def wanted(self, path: ParamPath) -> list[Box]:
@@ -163,8 +165,44 @@ class Comparison:
 
     def write(self, path: ParamPath, number: int, box: Box, values: np.ndarray) -> None:
         dtype = self._dtypes[path]
-        if not same_bits(as_type(values, dtype), as_type(self._other.read_param(path, box), dtype)):
+        straight = self._scratch.take("compare", values.shape, dtype)
+        copy_into(straight, values)
+        if not same_bits(straight, as_type(self._other.read_param(path, box), dtype)):
             self.differing.add(path)
+
+
+class TensorSink:
+    """A sink that writes the tensors of a layout, each box of a parameter where it belongs."""
+
+    def __init__(self, params: Mapping[ParamPath, tuple[int, ...]], layout: Layout, writer: SafetensorsWriter) -> None:
+        self._shapes, self._layout, self._writer, self._scratch = params, layout, writer, Scratch()
+
+    def wanted(self, path: ParamPath) -> list[Box]:
+        return [whole(self._shapes[path])]
+
+    def write(self, path: ParamPath, number: int, box: Box, values: np.ndarray) -> None:
+        for source, inner, found in _by_layer(self._layout[path], box, values):
+            place = source.to_view(inner)
+            straight = self._scratch.take("write", extents(place), self._writer.tensors[source.name][1])
+            copy_into(straight, source.turned(found))
+            flat, done = straight.reshape(-1), 0
+            for first, count in runs(source.view, place):
+                self._writer.write(source.name, first, flat[done : done + count])
+                done += count
+
+
+class TensorParams:
+    """Boxes of parameters out of the tensors of a layout."""
+
+    def __init__(self, reader: TensorReader, layout: Layout) -> None:
+        self._reader, self._layout = reader, layout
+
+    def read_param(self, path: ParamPath, box: Box) -> np.ndarray:
+        layers = self._layout[path]
+        values = np.empty(extents(box), self._reader.dtype(layers[0].name))
+        for source, inner, target in _by_layer(layers, box, values):
+            copy_into(target, source.turned(self._reader.read(source.name, source.view, source.to_view(inner))))
+        return values
 
 
 def run_all(jobs: Iterable[Callable[[], None]], threads: int = THREADS) -> None:
@@ -196,6 +234,16 @@ def _in_view(source: Source, wanted: Box) -> Box | None:
     if not wanted[0][0] <= source.layer < wanted[0][1]:
         return None
     return source.to_view(wanted[1:])
+
+
+def _by_layer(layers: Sequence[Source], box: Box, values: np.ndarray) -> Iterable[tuple[Source, Box, np.ndarray]]:
+    """(where it lies, box without layer axis, the values there) for each layer of a box of a parameter."""
+    if layers[0].layer is None:
+        yield layers[0], box, values
+        return
+    first, last = box[0]
+    for layer in range(first, last):
+        yield layers[layer], box[1:], values[layer - first]
 
 
 def _scatter(values: np.ndarray, block: Box, pieces: Sequence[_Piece], sink: ParamSink) -> None:

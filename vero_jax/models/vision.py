@@ -7,6 +7,7 @@ arrays, so one compiled program serves every mixture of images.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from vero_jax.models.attention import segment_attention
 from vero_jax.models.config import VisionConfig
 from vero_jax.models.inputs import VisionInputs
-from vero_jax.models.layers import GatedMLP, LayerNorm, Linear, ParamFactory, RMSNorm, scan_layers
+from vero_jax.models.layers import GatedMLP, LayerNorm, Linear, ParamFactory, RMSNorm, rounded_once, scan_layers
 from vero_jax.models.rope import patch_rotary, rotate
 
 ATTENTION_BLOCK = 512
@@ -96,12 +97,12 @@ def position_waves(side: int, width: int) -> Float32[np.ndarray, "N D"]:
 
 def block_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The blocks were trained with the tanh approximation (Hendrycks and Gimpel 2016)."""
-    return jax.nn.gelu(x, approximate=True)
+    return rounded_once(functools.partial(jax.nn.gelu, approximate=True), x)
 
 
 def merger_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The mergers were trained with the exact (erf) form."""
-    return jax.nn.gelu(x, approximate=False)
+    return rounded_once(functools.partial(jax.nn.gelu, approximate=False), x)
 
 
 class VisionAttention(nnx.Module):

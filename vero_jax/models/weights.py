@@ -5,9 +5,10 @@ Every tensor is accounted for, read once, and read only as far as the devices of
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,36 +74,27 @@ def load_params(folder: str | Path, model_def: ModelDef, shardings: Any = None) 
     return unflatten_dict(placement.finish())
 
 
-class open_checkpoint:
-    """Opens a checkpoint of either format and accounts for every tensor: a context manager over (reader, layout).
+@contextlib.contextmanager
+def open_checkpoint(
+    folder: str | Path, model_def: ModelDef
+) -> Iterator[tuple[Checkpoint | native.NativeFolder, Mapping[ParamPath, list[Source]]]]:
+    """Opens a checkpoint of either format and accounts for every tensor: gives (reader, where each parameter lies).
 
     Raises:
         UserError: as `load_params`.
     """
-
-    def __init__(self, folder: str | Path, model_def: ModelDef) -> None:
-        self.reader: Checkpoint | native.NativeFolder
-        self.layout: Mapping[ParamPath, list[Source]]
-        family, tied_to = model_def.config.model_type, ""
+    family, tied_to = model_def.config.model_type, ""
+    with contextlib.ExitStack() as stack:
+        reader: Checkpoint | native.NativeFolder
         if native.is_native(folder):
-            self.reader = native.NativeFolder(folder)
-            self.layout = native.layout(model_def)
+            reader = stack.enter_context(native.NativeFolder(folder))
+            layout = native.layout(model_def)
         else:
-            self.reader = Checkpoint(folder, functools.partial(canonical_name, family=family))
-            self.layout = sources(model_def, expert_layout(model_def, self.reader.shapes))
+            reader = stack.enter_context(Checkpoint(folder, functools.partial(canonical_name, family=family)))
+            layout = sources(model_def, expert_layout(model_def, reader.shapes))
             tied_to = embedding_name(family) if model_def.config.tie_word_embeddings else ""
-        tensors = {name: pieces[0][1].shape for name, pieces in by_tensor(self.layout).items()}
-        try:
-            account(self.reader, tensors, tied_to)
-        except BaseException:
-            self.reader.__exit__()
-            raise
-
-    def __enter__(self) -> tuple[Checkpoint | native.NativeFolder, Mapping[ParamPath, list[Source]]]:
-        return self.reader, self.layout
-
-    def __exit__(self, *exception: object) -> None:
-        self.reader.__exit__()
+        account(reader, {name: pieces[0][1].shape for name, pieces in by_tensor(layout).items()}, tied_to)
+        yield reader, layout
 
 
 def stored_dtype(folder: str | Path) -> np.dtype:

@@ -16,8 +16,7 @@ from vero_jax.models.policy import ParamPath
 
 _STATE = ("state", "params")
 """Where `train.py` keeps the parameters in what it saves."""
-_CHUNK_CACHE = 512 * 2**20
-_LARGE = 256 * 2**20
+_PIECE_BYTES = 128 * 2**20
 
 
 def checkpoint_steps(run: Path) -> list[int]:
@@ -50,19 +49,18 @@ class SavedParams:
         self.folder = run / "checkpoints" / str(self.step)
         self._scale = lora_scale
         self._lock = threading.Lock()
-        self._held: dict[ParamPath, np.ndarray] = {}
+        self._adapters: dict[ParamPath, np.ndarray] = {}
         self._sums: dict[ParamPath, tuple[int, int]] = {}
         try:
             meta = json.loads((self.folder / "meta" / "metadata").read_text(encoding="utf-8"))
             self._saved_sums: dict[str, int] = meta["checksums"]
             tree = json.loads((self.folder / "state" / "_METADATA").read_text(encoding="utf-8"))
             driver = "zarr3" if tree.get("use_zarr3") else "zarr"
-            context = ts.Context({"cache_pool": {"total_bytes_limit": _CHUNK_CACHE}})
             self._arrays: dict[ParamPath, ts.TensorStore] = {}
             for entry in tree["tree_metadata"].values():
                 keys = tuple(str(key["key"]) for key in entry["key_metadata"])
                 if keys[:2] == _STATE:
-                    self._arrays[keys[2:]] = self._open(driver, keys, context)
+                    self._arrays[keys[2:]] = self._open(driver, keys)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(error) from None
 
@@ -71,26 +69,44 @@ class SavedParams:
         """The parameters, without adapters."""
         return [path for path in self._arrays if not path[-1].startswith("lora_")]
 
-    @property
-    def has_adapters(self) -> bool:
-        return len(self.paths) < len(self._arrays)
-
     def shape(self, path: ParamPath) -> tuple[int, ...]:
         return tuple(self._arrays[path].shape)
 
     def param_dtype(self, path: ParamPath) -> np.dtype:
         return np.dtype(self._arrays[path].dtype.numpy_dtype)
 
+    def pieces(self, path: ParamPath) -> list[Box]:
+        """A parameter in pieces of about 128 MiB that lie side by side on a tensor of each layer.
+
+        What is stored together is compressed together, all layers of it, and must be read at once. So no chunk lies in
+        two pieces; a run whose chunks are larger has larger pieces.
+        """
+        array = self._arrays[path]
+        shape, chunk = self.shape(path), [int(size or 1) for size in array.chunk_layout.read_chunk.shape or ()]
+        # Columns of a linear map (rows of the torch tensor), else rows, or some of the experts.
+        axis = len(shape) - 1 if path[-1] == "kernel" else (1 if len(shape) > 3 else 0)
+        slab = math.prod(shape) // shape[axis] * chunk[axis] * array.dtype.numpy_dtype.itemsize
+        step = max(_PIECE_BYTES // slab, 1) * chunk[axis]
+        box = whole(shape)
+        return [
+            (*box[:axis], (start, min(start + step, shape[axis])), *box[axis + 1 :])
+            for start in range(0, shape[axis], step)
+        ]
+
     def read_param(self, path: ParamPath, box: Box) -> np.ndarray:
         """The numbers of one box, in the type that training keeps them in."""
-        values = self._read(path, box)
+        values = self._fetch(path, box)
+        part = _checksum(values, box, self.shape(path))
+        with self._lock:
+            count, total = self._sums.get(path, (0, 0))
+            self._sums[path] = (count + values.size, total + part)
         pair = [(*path[:-1], name) for name in ("lora_a", "lora_b")]
         if path[-1] != "kernel" or pair[0] not in self._arrays:
             return values
         if self._scale is None:
             raise ValueError(f"{'.'.join(path)} has adapters, whose scale must be given")
-        layer, rows, columns = slices(box)
-        a, b = (as_type(self._whole(name)[layer], np.dtype(np.float32)) for name in pair)
+        layers, rows, columns = slices(box)
+        a, b = (self._adapter(name)[layers] for name in pair)
         kernel = as_type(values, np.dtype(np.float32))
         return as_type(kernel + np.float32(self._scale) * (a[:, rows] @ b[:, :, columns]), values.dtype)
 
@@ -114,31 +130,12 @@ class SavedParams:
                 "were saved; take another step, or restore the folder from a copy"
             )
 
-    def _read(self, path: ParamPath, box: Box) -> np.ndarray:
-        array = self._arrays[path]
-        chunk = (
-            math.prod(int(size or 1) for size in array.chunk_layout.read_chunk.shape or ())
-            * array.dtype.numpy_dtype.itemsize
-        )
-        if chunk > _LARGE:
-            # A chunk is compressed as a whole: of one that large, every piece would take reading all of it.
-            values = self._whole(path)[slices(box)]
-        else:
-            values = self._fetch(path, box)
-        part = _checksum(values, box, self.shape(path))
+    def _adapter(self, path: ParamPath) -> np.ndarray:
+        """One of an adapter's matrices, all layers, in float32; kept, since it is small."""
         with self._lock:
-            count, total = self._sums.get(path, (0, 0))
-            self._sums[path] = (count + values.size, total + part)
-        return values
-
-    def _whole(self, path: ParamPath) -> np.ndarray:
-        """A parameter at once, kept until two others have been asked for (an adapter has two)."""
-        with self._lock:
-            if path not in self._held:
-                while len(self._held) > 2:
-                    del self._held[next(iter(self._held))]
-                self._held[path] = self._fetch(path, whole(self.shape(path)))
-            return self._held[path]
+            if path not in self._adapters:
+                self._adapters[path] = as_type(self._fetch(path, whole(self.shape(path))), np.dtype(np.float32))
+            return self._adapters[path]
 
     def _fetch(self, path: ParamPath, box: Box) -> np.ndarray:
         try:
@@ -146,10 +143,10 @@ class SavedParams:
         except ValueError as error:
             raise self._damaged(error) from None
 
-    def _open(self, driver: str, keys: tuple[str, ...], context: ts.Context) -> ts.TensorStore:
+    def _open(self, driver: str, keys: tuple[str, ...]) -> ts.TensorStore:
         base = f"file://{(self.folder / 'state').absolute()}/"
         store = {"driver": "ocdbt", "base": base, "path": ".".join(keys) + "/"}
-        return ts.open({"driver": driver, "kvstore": store}, open=True, read=True, context=context).result()
+        return ts.open({"driver": driver, "kvstore": store}, open=True, read=True).result()
 
     def _damaged(self, error: Exception) -> UserError:
         reason = (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
