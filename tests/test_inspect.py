@@ -223,7 +223,7 @@ def test_parts_of_a_character_are_spelled_as_in_the_vocabulary(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/no/such/folder"], "no checkpoint folder /no/such/folder"),
+        (["/no/such/folder"], "the checkpoint /no/such/folder does not exist"),
         (["FOLDER", "--image", "/no/picture.png"], "cannot read /no/picture.png (No such file or directory)"),
         (["FOLDER", "--image", __file__], "bytes that no image format accepts"),
         (["FOLDER", "--video", "/no/frames"], "no folder of frames /no/frames"),

@@ -52,7 +52,7 @@ def answer(
     """Samples answers of a checkpoint to one question, on all devices of this machine.
 
     Args:
-      folder: a checkpoint, or a PEFT folder whose adapter is used on the base model that it names.
+      folder: a checkpoint in either format, its id on the hub, or a PEFT folder, whose adapter is put on its base model.
       images: files.
       sampling: None takes the folder's generation_config.json.
       max_tokens: limit of an answer.
@@ -62,7 +62,7 @@ def answer(
     Raises:
       UserError: the folder or an image cannot be used, or the question does not fit the images.
     """
-    folder, adapter = policy_parts(folder)
+    folder, adapter = policy_parts(resolve_checkpoint(folder))
     processor = Processor.from_folder(folder, system_prompt=system)
     prompt = _prompt(processor, question, images, videos)
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -171,7 +171,7 @@ def _checked(sampling: SamplingConfig, n: int, max_tokens: int) -> SamplingConfi
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vero_jax.generate", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folder", help="Hugging Face checkpoint folder")
+    parser.add_argument("folder", help="checkpoint folder, PEFT adapter folder, or id of the model hub")
     parser.add_argument("question")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
     parser.add_argument("--video", action="append", default=[], metavar="FOLDER", help="of frames, one image file each")
@@ -186,9 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 elsewhere")
     args = parser.parse_args(argv)
-    folder = Path(args.folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"there is no checkpoint folder {folder}; give the path of a Hugging Face checkpoint")
+    folder = resolve_checkpoint(args.folder)
     default = default_sampling(policy_parts(folder)[0])
 
     def pick(given: Any, otherwise: Any) -> Any:

@@ -23,6 +23,7 @@ from vero_jax.data import images, videos
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError, friendly
+from vero_jax.models.hub import resolve_checkpoint
 from vero_jax.runtime.files import atomic_write
 from vero_jax.runtime.prompt_page import Picture, SeenPrompt, TokenRow, write_prompt_page
 from vero_jax.types import Prompt, Video
@@ -194,7 +195,7 @@ def _videos(folders: Sequence[str], fps: float | None, sample_fps: float | None,
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vero_jax.inspect", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folder", help="Hugging Face checkpoint folder, with weights or without")
+    parser.add_argument("folder", help="checkpoint folder, with weights or without, or id of the model hub")
     parser.add_argument("--prompt", required=True, help="question; <image> and <video> mark places in it")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
     parser.add_argument("--video", action="append", default=[], metavar="FOLDER", help="of frames, one image file each")
@@ -207,8 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--video-prompt", choices=("v5", "v4"), default="v5", help="of Qwen3-VL: transformers 5 or 4")
     parser.add_argument("--out", metavar="FOLDER", help="write the pictures as seen, and a page index.html")
     args = parser.parse_args(argv)
+    folder = resolve_checkpoint(args.folder, weights=False)
     processor = Processor.from_folder(
-        args.folder,
+        folder,
         min_pixels=args.min_pixels,
         max_pixels=args.max_pixels,
         system_prompt=args.system,
@@ -228,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out is not None:  # before anything is printed, in case the reader leaves
         out = Path(args.out).expanduser()
         written = save_pictures(seen, out)
-        write_prompt_page(out / "index.html", seen, title=Path(args.folder).resolve().name)
+        write_prompt_page(out / "index.html", seen, title=Path(args.folder).name)
         print(f"written: {out / 'index.html'}, pictures: {len(written)}", file=sys.stderr)
     for line in report(seen):
         print(line)

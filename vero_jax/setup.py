@@ -33,7 +33,6 @@ from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads, versions_header
-from vero_jax.runtime.output_folder import new_folder
 from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Prompt
@@ -75,11 +74,7 @@ class System:
             return export_hf(merge_lora(params, lora), plain, self.folder, out_folder)
         local = self.config.model.path == "build" or Path(self.config.model.path).expanduser().is_dir()
         base = str(self.folder.absolute()) if local else self.config.model.path
-        if jax.process_index() > 0:
-            save_adapter(out_folder, params, self.model_def, base)
-            return out_folder
-        with new_folder(out_folder) as draft:
-            save_adapter(draft, params, self.model_def, base)
+        save_adapter(out_folder, params, self.model_def, base)
         return out_folder
 
     def learner(self) -> Learner:

@@ -45,7 +45,7 @@ def test_answers_about_an_image(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["/no/such/folder", "Hello"], "no checkpoint folder /no/such/folder"),
+        (["/no/such/folder", "Hello"], "the checkpoint /no/such/folder does not exist"),
         (["FOLDER", "Hello", "--image", "/no/picture.png"], "cannot read the image /no/picture.png"),
         (["FOLDER", "Hello", "--image", __file__], "cannot be asked"),
         (["FOLDER", "Look: <image>"], "cannot be asked"),

@@ -12,13 +12,14 @@ _UNUSED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*
 """Weights in formats that are not read here; some repositories hold them beside the safetensors files."""
 
 
-def resolve_checkpoint(name: str | Path) -> Path:
+def resolve_checkpoint(name: str | Path, *, weights: bool = True) -> Path:
     """The folder of a checkpoint: `name` itself if it is one, else the hub's repository of that id, downloaded once.
 
     Without a network, or with HF_HUB_OFFLINE set, a repository that was downloaded before is found in the local cache.
 
     Args:
         name: a folder, or an id such as "Qwen/Qwen3-VL-4B-Instruct".
+        weights: False downloads the small files only.
 
     Raises:
         UserError: there is no such folder, and no such repository in the cache or within reach.
@@ -37,7 +38,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, ignore_patterns=list(_UNUSED)))
+        return Path(snapshot_download(repository, ignore_patterns=[*_UNUSED, *([] if weights else ["*.safetensors"])]))
     except GatedRepoError:
         reason = "it may be downloaded only by those who asked for it there; log in with `hf auth login`"
     except (LocalEntryNotFoundError, ConnectionError, TimeoutError):

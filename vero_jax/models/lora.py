@@ -28,6 +28,7 @@ from vero_jax.models.config import ModelConfig
 from vero_jax.models.layers import LORA_TARGETS, LoRA
 from vero_jax.models.policy import ModelDef, ParamPath, Params, join_params, split_params
 from vero_jax.models.weights import load_params
+from vero_jax.runtime.output_folder import new_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -134,24 +135,24 @@ def _merge(scale: float, dtype: Any, sharding: Any) -> Any:
 
 
 def save_adapter(folder: str | Path, params: Params, model_def: ModelDef, base: str | Path) -> None:
-    """Writes the adapters into a folder as PEFT has them: adapter_config.json and adapter_model.safetensors.
+    """Writes the adapters into a new folder as PEFT has them: adapter_config.json and adapter_model.safetensors.
 
     With several processes all must call this; the first one writes.
 
     Args:
         base: folder or hub id of the policy that the adapters belong to.
     """
-    folder, lora = Path(folder).expanduser(), _lora_of(model_def)
+    lora = _lora_of(model_def)
     tensors = {}
     for path, leaf in flatten_dict(split_params(params, is_lora)[0]).items():
         whole = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
         for name, matrix in zip(_names(path, model_def.config), np.asarray(whole), strict=True):
             tensors[name] = np.ascontiguousarray(matrix.T)  # torch keeps linear maps as (out, in)
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-        text = json.dumps(_peft_config(lora, model_def.config, str(base)), indent=2)
-        (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+        with new_folder(Path(folder).expanduser()) as draft:
+            save_file(tensors, draft / ADAPTER_FILE, metadata={"format": "pt"})
+            text = json.dumps(_peft_config(lora, model_def.config, str(base)), indent=2)
+            (draft / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def load_adapter(folder: str | Path, model_def: ModelDef, shardings: Any = None) -> Params:

@@ -26,6 +26,9 @@ from vero_jax.errors import UserError
 from vero_jax.runtime.compilation import versions
 from vero_jax.runtime.files import disk_error
 
+_SAVE_ARGS = ocp.SaveArgs(chunk_byte_size=64 * 2**20)
+"""Arrays are stored in chunks of about this size: who converts a checkpoint need not hold a whole stack of layers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointMeta:
@@ -88,7 +91,7 @@ class Checkpoints:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(state, save_args=jax.tree.map(lambda _: _SAVE_ARGS, state)),
                     meta=ocp.args.JsonSave({**dataclasses.asdict(meta), "checksums": checksums(state)}),
                 ),
                 force=True,
