@@ -36,11 +36,11 @@ def write_checkpoint(folder: Path, model: str) -> None:
     sys.path.insert(0, str(TESTS))
     from hf_configs import hf_config
 
-    from vero_jax.models.boxes import BFLOAT16
-    from vero_jax.models.names import disk_tensors
+    from vero_jax.checkpoints.boxes import BFLOAT16
+    from vero_jax.checkpoints.names import disk_tensors
+    from vero_jax.checkpoints.safetensors_io import SafetensorsWriter
     from vero_jax.models.policy import ModelDef
     from vero_jax.models.released import released_config
-    from vero_jax.models.safetensors_io import SafetensorsWriter
 
     config = released_config(model)
     tensors = {
@@ -104,9 +104,9 @@ def phase(name: str, source: Path, out: Path) -> dict[str, float]:
     import jax
 
     from vero_jax import convert
+    from vero_jax.checkpoints.weights import load_params
     from vero_jax.models.config import ModelConfig
     from vero_jax.models.policy import ModelDef
-    from vero_jax.models.weights import load_params
 
     if name.startswith("load"):
         model_def = ModelDef(ModelConfig.from_folder(source), param_dtype="bfloat16")

@@ -5,7 +5,8 @@
 Both sides read the same random checkpoint and the same batch: rows of a prompt with one picture and a response. The
 loss is the mean negative log-likelihood of the response tokens. Before anything is timed the losses and the gradients
 of every tensor must agree to 1e-4 of its norm. Each side is a process of its own, held to the same core, and they take
-turns; figures are medians. Positions are worked out beforehand on both sides.
+turns. Figures are medians of CPU seconds: the wall clock counts whatever else the machine does. Positions are worked
+out beforehand on both sides.
 
 Paths: "learner" is the function that training differentiates (log-probabilities and entropies of the response tokens by
 blocks of the vocabulary, computed again in the backward pass), "full logits" a plain softmax over all tokens' logits.
@@ -157,12 +158,12 @@ def our_side(folder: str, shape: Shape) -> dict[str, Run]:
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict
 
+    from vero_jax.checkpoints.weights import disk_tensors, load_params, to_disk
     from vero_jax.learning.programs import model_forward
     from vero_jax.learning.rows import RowPlan, Rows
     from vero_jax.models.attention import shared_prefix_attention
     from vero_jax.models.config import ModelConfig
     from vero_jax.models.policy import ModelDef
-    from vero_jax.models.weights import disk_tensors, load_params, to_disk
     from vero_jax.types import Example, Group, Prompt, Response
 
     model_def = ModelDef(ModelConfig.from_folder(folder))
@@ -203,7 +204,7 @@ def our_side(folder: str, shape: Shape) -> dict[str, Run]:
             return shared_prefix_attention(q, k, v, tokens.groups, tokens.branches, 512), None
 
         hidden, _ = model.decode(x, tokens.positions, attend, None, features, tokens.image_index)
-        scores = (hidden @ model.head_weight().T)[:, -shape.response - 1 : -1]
+        scores = jnp.einsum("btd,vd->btv", hidden, model.head_weight())[:, -shape.response - 1 : -1]
         logprobs = jax.nn.log_softmax(scores, axis=-1)
         return -jnp.take_along_axis(logprobs, rows.targets[..., None], axis=-1).mean()
 

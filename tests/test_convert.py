@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,24 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
-from conftest import golden_dir
-
-from vero_jax import convert, origin
-from vero_jax.config import MeshConfig
-from vero_jax.errors import UserError
-from vero_jax.learning.programs import TrainState
-from vero_jax.models import native, transfer
-from vero_jax.models.layers import LoRA
-from vero_jax.models.lora import merge_lora
-from vero_jax.models.policy import ModelDef
-from vero_jax.models.weights import load_params
-from vero_jax.parallel.mesh import make_mesh
-from vero_jax.runtime import saved_params
-from vero_jax.runtime.checkpoint import CheckpointMeta, Checkpoints
-from vero_jax.runtime.output_folder import new_folder
-
-sys.path.append(str(Path(__file__).parent / "models"))
 from checkpoint_cases import assert_equal_tensors, assert_equal_trees, new_params, tensors, write
+from conftest import golden_dir
 from golden_cases import case_folders, load_case, logits
 from hf_configs import hf_config, v5
 from tiny_vl import FAMILIES, tiny_config
+
+from vero_jax import convert
+from vero_jax.checkpoints import native, origin, saved_params, transfer
+from vero_jax.checkpoints.weights import load_params
+from vero_jax.config import MeshConfig
+from vero_jax.errors import UserError
+from vero_jax.learning.programs import TrainState
+from vero_jax.models.layers import LoRA
+from vero_jax.models.lora import merge_lora
+from vero_jax.models.policy import ModelDef
+from vero_jax.parallel.mesh import make_mesh
+from vero_jax.runtime.checkpoint import CheckpointMeta, Checkpoints
+from vero_jax.runtime.output_folder import new_folder
 
 SIDE_FILES = {
     "tokenizer.json": "{}",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_vl import FAMILIES, tiny_config
 
 from vero_jax.config import ActorConfig, MeshConfig, OptimConfig, RolloutConfig, SamplingConfig
 from vero_jax.data.geometry import mrope_positions
@@ -20,9 +19,6 @@ from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Example, Group, Prompt
-
-sys.path.append(str(Path(__file__).parent / "models"))
-from tiny_vl import FAMILIES, tiny_config
 
 PICTURES = [[(1, 6, 10)], [], [(1, 4, 4), (1, 2, 6)], [(2, 4, 6)], [(1, 2, 2)]]
 """Grids of each prompt: one picture, text only, two pictures, a video of two frames, one token."""

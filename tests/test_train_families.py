@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import golden_dir
 
-from vero_jax.models.weights import Checkpoint
+from vero_jax.checkpoints.weights import Checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.golden_model]
 

@@ -23,18 +23,26 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vero_jax.checkpoints import native
+from vero_jax.checkpoints.boxes import BFLOAT16, Box, as_type, cut, same_bits, whole
+from vero_jax.checkpoints.export_files import copy_config, copy_side_files
+from vero_jax.checkpoints.names import by_tensor, sources
+from vero_jax.checkpoints.origin import Origin, open_origin, source_experts
+from vero_jax.checkpoints.safetensors_io import Checkpoint, SafetensorsWriter
+from vero_jax.checkpoints.saved_params import SavedParams
+from vero_jax.checkpoints.transfer import (
+    BLOCK_BYTES,
+    Comparison,
+    TensorParams,
+    TensorSink,
+    read_into,
+    run_all,
+    write_from,
+)
+from vero_jax.checkpoints.weights import MAX_SHARD_BYTES, open_checkpoint, save_params
 from vero_jax.errors import UserError, friendly
-from vero_jax.models import native
-from vero_jax.models.boxes import BFLOAT16, Box, as_type, cut, same_bits, whole
-from vero_jax.models.export_files import copy_config, copy_side_files
-from vero_jax.models.names import by_tensor, sources
 from vero_jax.models.policy import ModelDef, ParamPath, Params
-from vero_jax.models.safetensors_io import Checkpoint, SafetensorsWriter
-from vero_jax.models.transfer import BLOCK_BYTES, Comparison, TensorParams, TensorSink, read_into, run_all, write_from
-from vero_jax.models.weights import MAX_SHARD_BYTES, open_checkpoint, save_params
-from vero_jax.origin import Origin, open_origin, source_experts
 from vero_jax.runtime.output_folder import check_free, new_folder
-from vero_jax.runtime.saved_params import SavedParams
 
 FORMATS = ("hf", "vero_jax")
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import jax
 
+from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.config import DataConfig, MeshConfig, RolloutConfig, SamplingConfig
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
 from vero_jax.data.videos import read_frames
 from vero_jax.errors import UserError, friendly
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.hub import resolve_checkpoint
 from vero_jax.models.lora import adapter_base, adapter_lora, is_adapter, load_adapted
 from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import make_mesh
@@ -52,7 +52,7 @@ def answer(
     """Samples answers of a checkpoint to one question, on all devices of this machine.
 
     Args:
-      folder: a checkpoint in either format, its id on the hub, or a PEFT folder, whose adapter is put on its base model.
+      folder: a checkpoint in either format, its id on the hub, or a PEFT folder (whose adapter is put on its base).
       images: files.
       sampling: None takes the folder's generation_config.json.
       max_tokens: limit of an answer.

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.data import images, videos
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError, friendly
-from vero_jax.models.hub import resolve_checkpoint
 from vero_jax.runtime.files import atomic_write
 from vero_jax.runtime.prompt_page import Picture, SeenPrompt, TokenRow, write_prompt_page
 from vero_jax.types import Prompt, Video

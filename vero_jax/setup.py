@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
+from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.config import Config
 from vero_jax.convert import export_hf
 from vero_jax.data.mini import text_corpus
@@ -26,7 +27,6 @@ from vero_jax.learning.supervised import SupervisedLearner
 from vero_jax.learning.update import Learner
 from vero_jax.models.build import build_policy
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.hub import resolve_checkpoint
 from vero_jax.models.lora import adapter_base, is_adapter, load_adapted, lora_from, merge_lora, save_adapter
 from vero_jax.models.policy import ModelDef, Params
 from vero_jax.parallel.mesh import make_mesh

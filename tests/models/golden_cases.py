@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import golden_dir
 
+from vero_jax.checkpoints.weights import load_params
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.hf_config import SUPPORTED
 from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.qwen_vl import ImageFeatures, QwenVL
-from vero_jax.models.weights import load_params
 
 
 def case_folders() -> list[Path]:

@@ -20,12 +20,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 from hf_configs import hf_config
 
+from vero_jax.checkpoints.weights import disk_tensors, load_params, to_disk
 from vero_jax.data.geometry import mrope_positions
 from vero_jax.models.attention import shared_prefix_attention
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.policy import ModelDef
-from vero_jax.models.weights import disk_tensors, load_params, to_disk
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -47,7 +47,7 @@ PICTURES = ((1, 4, 6), (1, 6, 2))
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Sizes by the names that transformers has for them; what is not said is as in `text_config` and `vision_config`."""
+    """Sizes by transformers' own names; what is not said is as in `text_config` and `vision_config`."""
 
     family: str
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -17,6 +17,7 @@ from hf_configs import hf_config
 from safetensors.numpy import load_file, save_file
 from tiny_vl import FAMILIES, tiny_config
 
+from vero_jax.checkpoints.weights import load_params
 from vero_jax.config import LoRASettings, MeshConfig
 from vero_jax.errors import UserError
 from vero_jax.models.layers import LORA_TARGETS, LoRA
@@ -32,7 +33,6 @@ from vero_jax.models.lora import (
     save_adapter,
 )
 from vero_jax.models.policy import ModelDef, join_params, split_params
-from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
 
 ATTENTION = LORA_TARGETS[:4]

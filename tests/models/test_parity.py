@@ -13,9 +13,9 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from golden_cases import Batch, batch_names, case_folders, load_case, masked_attend, outputs, run_model
 
+from vero_jax.checkpoints.weights import disk_tensors, to_disk
 from vero_jax.models.rope import text_rotary
 from vero_jax.models.vision import normalise_patches
-from vero_jax.models.weights import disk_tensors, to_disk
 
 pytestmark = pytest.mark.golden_model
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vero_jax.checkpoints.weights import load_params
 from vero_jax.config import BuildConfig
 from vero_jax.data.geometry import patch_geometry
 from vero_jax.data.images import normalise
@@ -23,7 +24,6 @@ from vero_jax.models.build import build_policy
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.policy import ModelDef
-from vero_jax.models.weights import load_params
 
 SMALL = BuildConfig(
     vocab_size=320,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from conftest import golden_dir
 
+from vero_jax.checkpoints.weights import load_params
 from vero_jax.config import MeshConfig, RolloutConfig, SamplingConfig
 from vero_jax.data.hf_batch import VisualTokens, prompts_from_batch
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.hf_config import SUPPORTED
 from vero_jax.models.policy import ModelDef
-from vero_jax.models.weights import load_params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Prompt

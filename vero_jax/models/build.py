@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from vero_jax.checkpoints.weights import save_params
 from vero_jax.config import BuildConfig
 from vero_jax.data.policy_folder import write_policy_files
 from vero_jax.data.processor import Processor
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.policy import ModelDef
-from vero_jax.models.weights import save_params
 
 
 def build_policy(out_dir: str | Path, build: BuildConfig, *, seed: int, corpus: Iterable[str] = ()) -> Path:

@@ -22,12 +22,12 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vero_jax.checkpoints.weights import load_params
 from vero_jax.config import LoRASettings
 from vero_jax.errors import UserError
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.layers import LORA_TARGETS, LoRA
 from vero_jax.models.policy import ModelDef, ParamPath, Params, join_params, split_params
-from vero_jax.models.weights import load_params
 from vero_jax.runtime.output_folder import new_folder
 
 ADAPTER_CONFIG = "adapter_config.json"

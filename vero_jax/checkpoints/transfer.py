@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vero_jax.models.boxes import (
+from vero_jax.checkpoints.boxes import (
     Box,
     Scratch,
     as_type,
@@ -28,9 +28,9 @@ from vero_jax.models.boxes import (
     slices,
     whole,
 )
-from vero_jax.models.names import Source, by_tensor
+from vero_jax.checkpoints.names import Source, by_tensor
+from vero_jax.checkpoints.safetensors_io import SafetensorsWriter
 from vero_jax.models.policy import ParamPath
-from vero_jax.models.safetensors_io import SafetensorsWriter
 
 THREADS = 4
 """More than the cores of a small machine, since some of them wait for the disk."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny_vl import FAMILIES, tiny_config
 
-from vero_jax.models.accounting import grouped
-from vero_jax.models.names import canonical_name, disk_tensors, expert_layout, sources
+from vero_jax.checkpoints.accounting import grouped
+from vero_jax.checkpoints.names import canonical_name, disk_tensors, expert_layout, sources
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.released import released_config
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
-from vero_jax.models.boxes import Box
+from vero_jax.checkpoints.boxes import Box
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.policy import ModelDef, ParamPath
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from vero_jax.checkpoints.boxes import Box, Scratch, copy_into, extents, slices, whole
+from vero_jax.checkpoints.names import ExpertLayout, Source, stored_params
+from vero_jax.checkpoints.safetensors_io import FLOATS
 from vero_jax.errors import UserError
-from vero_jax.models.boxes import Box, Scratch, copy_into, extents, slices, whole
-from vero_jax.models.names import ExpertLayout, Source, stored_params
 from vero_jax.models.policy import ModelDef, ParamPath
-from vero_jax.models.safetensors_io import FLOATS
 
 MARKER = "vero_jax.json"
 """The file by which such a folder is known."""

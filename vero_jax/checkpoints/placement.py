@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vero_jax.models.boxes import Box, aligned_empty, copy_into, extents, slices
+from vero_jax.checkpoints.boxes import Box, aligned_empty, copy_into, extents, slices
 from vero_jax.models.policy import ParamPath
 
 

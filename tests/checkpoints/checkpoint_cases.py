@@ -13,9 +13,9 @@ import numpy as np
 from hf_configs import hf_config
 from safetensors.numpy import load_file, save_file
 
+from vero_jax.checkpoints.safetensors_io import SINGLE_FILE
+from vero_jax.checkpoints.weights import save_params
 from vero_jax.models.policy import ModelDef
-from vero_jax.models.safetensors_io import SINGLE_FILE
-from vero_jax.models.weights import save_params
 
 
 @functools.cache

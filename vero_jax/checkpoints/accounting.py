@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
+from vero_jax.checkpoints.boxes import Box, as_type, cut, same_bits, whole
+from vero_jax.checkpoints.safetensors_io import FLOATS
 from vero_jax.errors import UserError
-from vero_jax.models.boxes import Box, as_type, cut, same_bits, whole
-from vero_jax.models.safetensors_io import FLOATS
 
 _HEAD = "lm_head.weight"
 _COMPARED_AT_A_TIME = 2**22

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
+from vero_jax.checkpoints.boxes import Box, as_type, slices, whole
 from vero_jax.errors import UserError
-from vero_jax.models.boxes import Box, as_type, slices, whole
 from vero_jax.models.policy import ParamPath
 
 _STATE = ("state", "params")

@@ -19,12 +19,8 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 from tiny_vl import FAMILIES, tiny_config
 
-from vero_jax.config import MeshConfig
-from vero_jax.errors import UserError
-from vero_jax.models import placement, transfer
-from vero_jax.models.layers import LoRA
-from vero_jax.models.policy import ModelDef
-from vero_jax.models.weights import (
+from vero_jax.checkpoints import placement, transfer
+from vero_jax.checkpoints.weights import (
     INDEX_FILE,
     SINGLE_FILE,
     Checkpoint,
@@ -35,6 +31,10 @@ from vero_jax.models.weights import (
     stored_dtype,
     to_disk,
 )
+from vero_jax.config import MeshConfig
+from vero_jax.errors import UserError
+from vero_jax.models.layers import LoRA
+from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import make_mesh
 
 TEXT = "model.language_model."

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vero_jax.models import boxes
+from vero_jax.checkpoints import boxes
 
 
 def painted(shape: tuple[int, ...], pieces: list[boxes.Box]) -> np.ndarray:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vero_jax.checkpoints.boxes import BFLOAT16, Box, extents, runs, whole
 from vero_jax.errors import UserError
-from vero_jax.models.boxes import BFLOAT16, Box, extents, runs, whole
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.errors import UserError
-from vero_jax.models.hub import resolve_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vero_jax.checkpoints.native import MARKER, PARAMS
 from vero_jax.errors import UserError
-from vero_jax.models.native import MARKER, PARAMS
 
 CONFIG = "config.json"
 _WEIGHTS = (

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from vero_jax.checkpoints import native
+from vero_jax.checkpoints.boxes import Box, cut, whole
+from vero_jax.checkpoints.hub import resolve_checkpoint
+from vero_jax.checkpoints.names import ExpertLayout, by_tensor, expert_layout, stored_params
+from vero_jax.checkpoints.safetensors_io import INDEX_FILE, SINGLE_FILE, Checkpoint
+from vero_jax.checkpoints.saved_params import SavedParams, checkpoint_steps
+from vero_jax.checkpoints.transfer import BLOCK_BYTES, Layout, ParamReader, ParamSink, read_into, run_all
+from vero_jax.checkpoints.weights import open_checkpoint
 from vero_jax.config import Config
 from vero_jax.config_loader import apply_settings, read_yaml
 from vero_jax.errors import UserError
-from vero_jax.models import native
-from vero_jax.models.boxes import Box, cut, whole
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.hub import resolve_checkpoint
 from vero_jax.models.lora import lora_from
-from vero_jax.models.names import ExpertLayout, by_tensor, expert_layout, stored_params
 from vero_jax.models.policy import ModelDef, ParamPath
-from vero_jax.models.safetensors_io import INDEX_FILE, SINGLE_FILE, Checkpoint
-from vero_jax.models.transfer import BLOCK_BYTES, Layout, ParamReader, ParamSink, read_into, run_all
-from vero_jax.models.weights import open_checkpoint
-from vero_jax.runtime.saved_params import SavedParams, checkpoint_steps
 
 
 def source_experts(folder: Path, model_def: ModelDef) -> ExpertLayout:

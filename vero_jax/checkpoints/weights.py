@@ -17,10 +17,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vero_jax.models import native
-from vero_jax.models.accounting import account
-from vero_jax.models.boxes import Box, extents, slices
-from vero_jax.models.names import (
+from vero_jax.checkpoints import native
+from vero_jax.checkpoints.accounting import account
+from vero_jax.checkpoints.boxes import Box, extents, slices
+from vero_jax.checkpoints.names import (
     ExpertLayout,
     Source,
     by_tensor,
@@ -32,10 +32,10 @@ from vero_jax.models.names import (
     stored_params,
     to_disk,
 )
-from vero_jax.models.placement import Placement
+from vero_jax.checkpoints.placement import Placement
+from vero_jax.checkpoints.safetensors_io import INDEX_FILE, SINGLE_FILE, Checkpoint, SafetensorsWriter, remove_weights
+from vero_jax.checkpoints.transfer import THREADS, read_into, write_from
 from vero_jax.models.policy import ModelDef, ParamPath, Params
-from vero_jax.models.safetensors_io import INDEX_FILE, SINGLE_FILE, Checkpoint, SafetensorsWriter, remove_weights
-from vero_jax.models.transfer import THREADS, read_into, write_from
 
 __all__ = [
     "INDEX_FILE",
