@@ -183,6 +183,34 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """The judge model's server, any that speaks OpenAI's chat API (where `reward.judge` is `openai`)."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"  # address up to /v1; never with a key in it
+    model: str = ""  # name that the server knows; empty: the only one that it lists
+    api_key_env: str = ""  # NAME of the environment variable that holds the key; empty: the server needs none
+    prompt: str = ""  # your own prompt file with {output}, {input}, {label} and {fence}; empty: the built-in one
+    temperature: float = 0.7
+    top_p: float = 0.8
+    top_k: int = 20  # -1 leaves it to the server
+    min_p: float = 0.0
+    presence_penalty: float = 1.5
+    frequency_penalty: float = 1.0
+    max_tokens: int = 1024
+    extra_body: str = '{"chat_template_kwargs": {"enable_thinking": false}}'  # JSON object, more fields of each request
+    json_mode: Literal["auto", "off"] = "auto"  # ask for JSON, unless the server refuses to be asked
+    timeout_s: float = 150.0  # for one request; a response is given up after three times that
+    max_retries: int = 6  # after a failure that may pass: no connection, timeout, 408, 409, 425, 429, 5xx
+    concurrency: int = 64  # requests at a time
+    scale: Literal["0_to_1", "minus1_to_1", "raw"] = "0_to_1"  # from 1..10: (s - 1) / 9, (s - 5.5) / 4.5, or s
+    gate_format: bool = False  # format 0 takes the judge's part too; False as the reference
+    cache: bool = True  # equal questions with equal answers are judged once, in all runs
+    cache_dir: str = ""  # folder of the judgements; empty: <data.cache_dir>/judge
+    sleep: Literal["auto", "never"] = "auto"  # wake the server before, put it to sleep after, if it offers that (vLLM)
+    max_missing_share: float = 0.5  # a larger share of failures among the latest judged responses stops the run
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardConfig:
     format_weight: float = 0.2  # reward = (1 - w) accuracy + w format
     overlong_buffer: int = 2048  # tokens before the length limit in which the penalty grows; 0 turns it off
@@ -190,13 +218,15 @@ class RewardConfig:
     overlong_max_length: int | None = None  # None: rollout.max_response_length
     overlong_floor: bool = True  # the penalty never falls below -factor; False as the reference
     instruction_weight: float = 0.5  # share of the rule check where a judge scores too
-    judge: Literal["none"] = "none"  # "none" drops questions that need a judge, and says how many
+    judge: Literal["none", "openai"] = "none"  # "none" drops questions that need a judge, and says how many
     strict_reference: bool = False  # the reference's verifier behaviour where ours is better by default
     workers: int = 2
     timeout_s: float = 5.0  # per response
     max_missing_share: float = 0.2  # a step with a larger share of failed rewards stops the run
+    functions: tuple[str, ...] = ()  # your own rewards of all rows, "path/to/file.py:function=weight"
     custom: str = ""  # your own scorer of the reward type "custom": "path/to/file.py:function"
     custom_types: tuple[str, ...] = ()  # more of them: "reward_type=path/to/file.py:function"
+    judge_server: JudgeConfig = JudgeConfig()
 
 
 @dataclasses.dataclass(frozen=True)

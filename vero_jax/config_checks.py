@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import math
 import re
+import urllib.parse
 from collections.abc import Sequence
 
-from vero_jax.config import BuildConfig, Config, LoRASettings, SamplingConfig
+from vero_jax.config import BuildConfig, Config, JudgeConfig, LoRASettings, SamplingConfig
 from vero_jax.errors import UserError
+from vero_jax.rewards.custom import split_target
+from vero_jax.rewards.settings import BUILTIN, weighted_targets
 from vero_jax.types import DOMAINS
 
 GROUP_ESTIMATORS = frozenset(
@@ -28,6 +32,8 @@ def validate(config: Config) -> None:
     _check_rollout(config)
     _check_batches(config)
     _check_reward(config)
+    if config.reward.judge != "none":
+        _check_judge(config.reward.judge_server)
     _check_mesh(config)
     _check_lora(config.model.lora)
     if config.model.path == "build":
@@ -239,6 +245,54 @@ def _check_reward(config: Config) -> None:
         f"reward.overlong_buffer ({reward.overlong_buffer}) must lie between 0 (off) and {key} ({limit}).",
     )
     _need(reward.overlong_factor >= 0, f"reward.overlong_factor must not be negative, but is {reward.overlong_factor}.")
+    for target in weighted_targets(reward.functions):
+        if target != BUILTIN:
+            split_target(target, "reward.functions")
+    _need(
+        not reward.functions or reward.judge == "none",
+        f"reward.judge={reward.judge} and reward.functions do not go together: set reward.judge=none and ask the "
+        "judge in a function of your own.",
+    )
+
+
+def _check_judge(judge: JudgeConfig) -> None:
+    key = "reward.judge_server"
+    # The value is not repeated: it may hold the very secret that the sentence is about.
+    _need(
+        not set("@?#") & set(judge.base_url),
+        f"{key}.base_url must hold neither a password nor a query: put the key into an environment variable and its "
+        f"name into {key}.api_key_env.",
+    )
+    try:
+        url = urllib.parse.urlsplit(judge.base_url)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        usable = False
+    _need(usable, f"{key}.base_url must be an address such as http://localhost:8000/v1, not {judge.base_url!r}.")
+    _need(
+        re.fullmatch(r"([A-Za-z_]\w*)?", judge.api_key_env, re.ASCII) is not None,
+        f"{key}.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY, not the key itself.",
+    )
+    sampling = SamplingConfig(judge.temperature, judge.top_p, judge.top_k, judge.min_p)
+    _check_sampling(key, sampling)
+    for name in ("timeout_s", "max_tokens", "concurrency"):
+        value = getattr(judge, name)
+        _need(value > 0, f"{key}.{name} must be greater than 0, not {value}.")
+    _need(judge.max_retries >= 0, f"{key}.max_retries must not be negative, but is {judge.max_retries}.")
+    for name in ("presence_penalty", "frequency_penalty"):
+        value = getattr(judge, name)
+        _need(-2 <= value <= 2, f"{key}.{name} must lie between -2 and 2, not {value}.")
+    share = judge.max_missing_share
+    _need(0 <= share <= 1, f"{key}.max_missing_share must lie between 0 and 1, not {share}.")
+    try:
+        extra = json.loads(judge.extra_body or "{}")
+    except ValueError:
+        extra = None
+    _need(
+        isinstance(extra, dict),
+        f"{key}.extra_body must be a JSON object in one text, such as "
+        f"{JudgeConfig().extra_body}, not {judge.extra_body!r}.",
+    )
 
 
 def _check_mesh(config: Config) -> None:

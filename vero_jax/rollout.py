@@ -1,16 +1,18 @@
-"""Sampling and scoring together: rewards run in their processes while the device decodes the next call."""
+"""Sampling and scoring together: rewards and the judge do their work while the device decodes the next call."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from vero_jax.config import SamplingConfig
 from vero_jax.data.boxes import ground_truth_at_size
 from vero_jax.errors import UserError
 from vero_jax.rewards.items import reward_items
+from vero_jax.rewards.judge_pool import Judgement, JudgePool
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rewards.settings import RewardItem
 from vero_jax.sampling.engine import Engine
@@ -48,6 +50,7 @@ def rollout(
     max_new_tokens: int,
     coordinates: str = "normalized_1000",
     groups_per_call: int | None = None,
+    judge: JudgePool | None = None,
 ) -> Rollout:
     """Samples n responses to each prompt and scores them; DESIGN: `Prompt -> Group -> Group with Scores`.
 
@@ -55,12 +58,14 @@ def rollout(
       seed, step: what the samples depend on, beside the prompt and the sample's number.
       coordinates: `data.coordinates`, what the policy's boxes and points mean.
       groups_per_call: prompts decoded together; None takes `rollout.groups_per_call`.
+      judge: scores the reward types that need one; None leaves them to the rules.
 
     Raises:
       UserError: a prompt fits no bucket, or its image tokens do not match its images.
     """
     start = time.perf_counter()
     groups: dict[int, Group] = {}
+    asked: dict[int, list[Future[Judgement]]] = {}
     generated = start
 
     def items() -> Iterator[tuple[int, list[RewardItem]]]:
@@ -77,12 +82,19 @@ def rollout(
         )
         for index, group in sampled:
             groups[index] = group
+            if judge is not None:
+                asked[index] = judge.submit(group)
             prompt, truth = _as_judged(group.prompt, coordinates)
             yield index, reward_items(prompt, group.responses, truth)
         generated = time.perf_counter()
 
     for index, scores in rewards.score_groups(items()):
         groups[index] = dataclasses.replace(groups[index], scores=tuple(scores))
+    if judge is not None:
+        # Only here, because waiting inside the loop would hold up the device.
+        for index, group in groups.items():
+            groups[index] = dataclasses.replace(group, scores=judge.blended(group, asked[index]))
+        judge.rest()
     return Rollout(
         groups=[groups[index] for index in range(len(prompts))],
         gen_s=generated - start,
@@ -102,12 +114,15 @@ def _as_judged(prompt: Prompt, coordinates: str) -> tuple[Prompt, str | None]:
     return dataclasses.replace(prompt, image_sizes=prompt.resized_sizes), truth
 
 
-def check_missing(rolled: Rollout, limit: float, step: int) -> None:
+def check_missing(rolled: Rollout, limit: float, step: int, judge: JudgePool | None = None) -> None:
     """Stops a run whose rewards fail too often.
 
     Raises:
-      UserError: more than `limit` of the step's rewards are missing; the message gives the most frequent reason.
+      UserError: more than `limit` of the step's rewards are missing, or the judge has failed too often lately (whose
+        responses may be few among the step's); the message gives the most frequent reason.
     """
+    if judge is not None:
+        judge.check()
     if rolled.missing_share <= limit:
         return
     reasons = [score.missing for group in rolled.groups for score in group.scores if score.missing]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -31,7 +31,10 @@ from vero_jax.models.lora import adapter_base, is_adapter, load_adapted, lora_fr
 from vero_jax.models.policy import ModelDef, Params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.trace_guard import TraceGuard
+from vero_jax.rewards.judge_pool import JudgePool
 from vero_jax.rewards.pool import RewardPool
+from vero_jax.rewards.router import JUDGED_TYPES
+from vero_jax.rewards.settings import BUILTIN, RewardSettings
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads, versions_header
 from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
@@ -124,6 +127,16 @@ class System:
             coordinates=self.config.data.coordinates,
         )
 
+    def judge_pool(self, say: Callable[[str], None]) -> JudgePool | None:
+        """The judge, a context manager, or None where there is none or no question needs it.
+
+        Raises:
+          UserError: its server cannot be used.
+        """
+        if self.config.reward.judge == "none" or not self.train_rows.judged + self.val_rows.judged:
+            return None
+        return JudgePool(self.config.reward, cache_dir=self.config.data.cache_dir, say=say)
+
     def questions(self, batch_size: int, start_step: int) -> QuestionStream[Prompt]:
         """Training prompts by step (from 0), with exact domain counts in every batch."""
         return QuestionStream(
@@ -187,8 +200,9 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
         remat=config.model.remat,
         lora=lora_from(config.model.lora, model_config),
     )
+    own_types = _own_types(config)
     train_rows, val_rows = (
-        select_rows(prepared, split, judge=config.reward.judge, processor=processor)
+        select_rows(prepared, split, judge=config.reward.judge, own_types=own_types, processor=processor)
         for split in (config.data.train_split, config.data.val_split)
     )
     say(f"{train_rows}\n{val_rows}")
@@ -240,3 +254,10 @@ def policy_folder(config: Config, run: RunDir, say: Callable[[str], None]) -> Pa
     build_policy(folder, config.model.build, seed=config.seed, corpus=corpus)
     recipe.write_text(wanted)
     return folder
+
+
+def _own_types(config: Config) -> Collection[str]:
+    """Reward types that the user's own functions score instead of a verifier or a judge."""
+    settings = RewardSettings.from_config(config.reward)
+    replaced = bool(settings.functions) and BUILTIN not in settings.functions
+    return JUDGED_TYPES if replaced else settings.custom_types

@@ -24,6 +24,7 @@ from vero_jax.learning.kl import KLController
 from vero_jax.learning.metrics import group_metrics
 from vero_jax.learning.update import TrainState
 from vero_jax.models.policy import Params
+from vero_jax.rewards.judge_pool import JudgePool
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rollout import check_missing, rollout
 from vero_jax.runtime.checkpoint import CheckpointMeta, Checkpoints
@@ -54,9 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = stack.enter_context(open_run(config))
         stop = stack.enter_context(StopRequest(progress.say))
         system = build_system(config, run, progress.say)
+        judge = system.judge_pool(progress.say)
+        if judge is not None:
+            stack.enter_context(judge)
         rewards = stack.enter_context(system.reward_pool())
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, keep=config.trainer.keep_checkpoints))
-        recipe = stack.enter_context(Recipe(config, run, system, rewards, checkpoints, progress, stop))
+        recipe = stack.enter_context(Recipe(config, run, system, rewards, judge, checkpoints, progress, stop))
         recipe.spent("setup", time.perf_counter() - started)
         lines = recipe.train()
     print("\n".join(lines) if lines else resume_hint(" ".join(["python -m vero_jax.train", *argv]), recipe.at.step))
@@ -86,11 +90,12 @@ class Recipe:
         run: RunDir,
         system: System,
         rewards: RewardPool,
+        judge: JudgePool | None,
         checkpoints: Checkpoints,
         progress: Progress,
         stop: StopRequest,
     ) -> None:
-        self.config, self.run, self.system, self.rewards = config, run, system, rewards
+        self.config, self.run, self.system, self.rewards, self.judge = config, run, system, rewards, judge
         self.checkpoints, self.progress, self.stop = checkpoints, progress, stop
         self.learner, self.teacher = system.learner(), system.teacher()
         self.at = Position(phase="cold_start" if config.cold_start.steps else "reinforcement")
@@ -173,14 +178,16 @@ class Recipe:
             step=step,
             max_new_tokens=config.rollout.max_response_length,
             coordinates=config.data.coordinates,
+            judge=self.judge,
         )
-        check_missing(rolled, config.reward.max_missing_share, step)
+        check_missing(rolled, config.reward.max_missing_share, step, self.judge)
         sampled = time.perf_counter()
         penalties, kl_metrics = self._kl_penalties(rolled.groups)
         groups = add_advantages(rolled.groups, config.algorithm, penalties=penalties)
         compared = time.perf_counter()
         self.state, metrics = self.learner.step(self.state, groups, step, reference=self.reference, seed=config.seed)
         done = time.perf_counter()
+        metrics |= {} if self.judge is None else self.judge.metrics()
         metrics |= kl_metrics | group_metrics(
             groups,
             max_response_length=config.rollout.max_response_length,
@@ -221,6 +228,7 @@ class Recipe:
                 self.run,
                 name=name,
                 step=self.at.phase_step,
+                judge=self.judge,
             )
             seconds = time.perf_counter() - start
         self.at.results[name] = measured.to_json()

@@ -8,6 +8,7 @@ Nothing here imports jax, so that data and reward workers can use it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,6 +116,10 @@ class Score:
     format: float
     overlong: float = 0.0
     missing: str | None = None
+    extras: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Further numbers that the user's own reward functions gave, to be logged by source."""
+    latency_s: float = dataclasses.field(default=math.nan, compare=False)
+    """Seconds that the verifier took, or until it was given up; NaN where nothing ran."""
 
 
 @dataclasses.dataclass(frozen=True)

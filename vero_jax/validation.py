@@ -11,6 +11,7 @@ import numpy as np
 
 from vero_jax.config import Config, SamplingConfig
 from vero_jax.learning.metrics import validation_metrics
+from vero_jax.rewards.judge_pool import JudgePool
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rollout import check_missing, rollout
 from vero_jax.runtime.files import atomic_write
@@ -60,6 +61,7 @@ def validate(
     *,
     name: str,
     step: int,
+    judge: JudgePool | None = None,
 ) -> Validation:
     """Answers all validation questions and writes them to `validation/<name>.jsonl`.
 
@@ -68,6 +70,7 @@ def validate(
       name: "before", "after_cold_start", "step_000050", "final".
       step: for the metrics only; the sampled answers draw the same random numbers in every validation, so that two
         validations differ by the policy alone.
+      judge: scores the reward types that need one.
     """
     trainer = config.trainer
     modes: list[tuple[str, SamplingConfig, bool]] = [("sampled", trainer.val_sampling, False)]
@@ -91,15 +94,18 @@ def validate(
                 coordinates=config.data.coordinates,
                 # One answer per question: as many responses at once as in training.
                 groups_per_call=config.rollout.groups_per_call * config.rollout.n,
+                judge=judge,
             )
-            check_missing(rolled, config.reward.max_missing_share, step)
+            check_missing(rolled, config.reward.max_missing_share, step, judge)
             # The pixels have done their work; a large validation set must not pile them up.
             groups[mode] += [
                 dataclasses.replace(group, prompt=_without_pixels(group.prompt)) for group in rolled.groups
             ]
     lines = [json.dumps(record, ensure_ascii=False) for mode in groups for record in _records(groups[mode], mode, step)]
     atomic_write(run.validation_file(name), "\n".join(lines) + "\n")
-    return _summarise(groups)
+    measured = _summarise(groups)
+    judged = {} if judge is None else {f"val/{name}": value for name, value in judge.metrics().items()}
+    return dataclasses.replace(measured, metrics=measured.metrics | judged)
 
 
 def _summarise(groups: dict[str, list[Group]]) -> Validation:

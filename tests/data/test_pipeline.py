@@ -154,7 +154,11 @@ def test_questions_for_a_judge_are_left_out_and_counted(data):
     assert len(selection.rows) == 240 - judged
     assert sum(selection.dropped.values()) == judged
     assert "judge" in str(selection)
-    assert len(pipeline.select_rows(data, "train", judge="model").rows) == 240
+    assert selection.judged == 0
+    judging = pipeline.select_rows(data, "train", judge="openai")
+    assert len(judging.rows) == 240 and judging.judged == judged
+    own = pipeline.select_rows(data, "train", own_types=schema.JUDGE_TYPES)
+    assert len(own.rows) == 240 and own.judged == 0
     with pytest.raises(UserError, match="no question"):
         pipeline.select_rows(data, "nowhere")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.rewards.golden_rewards import MUST_MATCH, TOLERANCE, cases
+from tests.conftest import golden_dir
+from tests.rewards.golden_rewards import KINDS, MUST_MATCH, TOLERANCE, cases
 from vero_jax.rewards.extraction import answer_text, boxed_answer
 from vero_jax.rewards.formula import read_number
 from vero_jax.rewards.router import ALIASES, score_response
@@ -31,6 +32,13 @@ def _improved_on(case: dict[str, Any]) -> bool:
         return False
     texts = boxed_answer(answer_text(str(case["response"]))), str(case["ground_truth"]).strip()
     return " or " in texts[0] or any(read_number(text) is not None for text in texts)
+
+
+def test_every_golden_file_is_read_by_some_test() -> None:
+    """`cases` of each kind is asked for in this file or in test_judge.py; a file of another kind would go unread."""
+    files = {file.name for file in golden_dir("rewards").glob("*.jsonl*")}
+    read = {file.name for kind in KINDS for file in golden_dir("rewards").glob(f"golden_{kind}*.jsonl*")}
+    assert files == read and all(cases(kind) for kind in KINDS)
 
 
 def test_strict_mode_is_the_reference() -> None:

@@ -225,3 +225,50 @@ def test_a_worker_leaves_when_its_parent_is_gone(custom: str, tmp_path: Path) ->
             return
         time.sleep(0.1)
     raise AssertionError("the worker outlived its parent")
+
+
+NOTEBOOK = """
+import asyncio
+from vero_jax.config import RewardConfig
+from vero_jax.rewards.pool import RewardPool
+from vero_jax.rewards.settings import RewardItem
+
+text = "<think>a</think><answer>\\\\boxed{5}</answer>"
+
+def scores():
+    with RewardPool(RewardConfig(workers=2), max_response_length=9999) as pool:
+        pool.wait_ready()
+        done = list(pool.score_groups((key, [RewardItem(text, 1, str(key), "numeric")]) for key in range(4, 7)))
+    return [(key, score.total) for key, [score] in done]
+
+async def cell():  # as in a notebook, whose cells run inside a running event loop
+    return scores()
+
+assert scores() == asyncio.run(cell())
+print(scores())
+"""
+
+
+@pytest.mark.parametrize("way", ["standard input", "no main file"])
+def test_a_pool_works_in_a_notebook(way: str, tmp_path: Path) -> None:
+    """Code without a file, as a notebook's: `python -`, and inside a running event loop."""
+    words = ["-"] if way == "standard input" else ["-c", NOTEBOOK]
+    done = subprocess.run(
+        [sys.executable, *words],
+        input=NOTEBOOK if way == "standard input" else None,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        cwd=tmp_path,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[(4, 0.2), (5, 1.0), (6, 0.2)]\n"
+
+
+def test_scores_say_how_long_they_took(pool: RewardPool) -> None:
+    [(_, scores)] = pool.score_groups([(0, [item("sleep"), RewardItem("1", 1, object(), "custom", {}), item("1")])])
+    assert scores[0].missing == "timeout" and scores[0].latency_s >= 3.0
+    assert math.isnan(scores[1].latency_s)
+    assert 0.0 < scores[2].latency_s < 3.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -110,88 +109,6 @@ def test_molmo_overflow_is_a_wrong_answer(source: str) -> None:
         score_response(wrapped(source), '[{"bbox_2d": [0, 0, 5, 5]}]', "grounding", extra, settings=DEFAULT).accuracy
         == 0.0
     )
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("tolerance", [None, 0.05])
-def test_model_text_is_never_evaluated(tmp_path: Path, tolerance: float | None, strict: bool) -> None:
-    target = tmp_path / "created"
-    settings = RewardSettings(strict_reference=strict)
-    codes = [
-        f"__import__('pathlib').Path({str(target)!r}).touch()",
-        f"$__import__('pathlib').Path({str(target)!r}).touch()$",
-        f"5 + 0*len(open({str(target)!r}, 'w').name)",
-        f"Rational(open({str(target)!r},'w').write('5'),1)",
-    ]
-    for code in codes:
-        for name in ("numeric", "no_such_type", "number_list", "web_action", "list_string_match", "multiple_choice"):
-            score_response(boxed(code), code, name, {"tolerance": tolerance}, settings=settings)
-            score_response(wrapped(code), "5", name, {"tolerance": tolerance}, settings=settings)
-    assert not target.exists()
-
-
-HOSTILE_NUMBERS = [
-    "9**9**9",
-    "9^9^9",
-    "9**9**9**9",
-    "99999999!",
-    "$9^{9^{9}}$",
-    "$99999999!$",
-    "1+" * 50000 + "1",
-    "5 " * 50000,
-    "$" + "1+\\frac{1}{" * 200 + "1" + "}" * 200 + "$",
-    "(" * 5000 + "1" + ")" * 5000,
-    "9" * 100000,
-    "$(x+1)^{9999}$",
-]
-
-
-def _instruction(name: str, **arguments: object) -> str:
-    return json.dumps({"instructions": [{"class": name, "args": arguments}]})
-
-
-HOSTILE_TEXTS: list[tuple[str, str, str, dict[str, Any]]] = [
-    ("string_match", "<answer>" * 50000, "a", {}),
-    ("string_match", boxed("1" * 50000), "a", {}),
-    ("clicking", wrapped("<points " * 20000), '[{"bbox_2d": [0, 0, 5, 5]}]', {**SIZE, "model_family": "molmo2"}),
-    ("grounding", wrapped('[{"bbox_2d":[1,2,3,4],"label":"' + "```[" * 20000 + '"}]'), '[{"bbox_2d":[0,0,5,5]}]', SIZE),
-    ("web_action", boxed("[" * 100000), '{"ACTION": "x"}', {}),
-    ("instruction_following", wrapped("[" * 50000), _instruction("PlaceholderChecker", num_placeholders=1), {}),
-    (
-        "instruction_following",
-        wrapped("3" * 30000),
-        _instruction("CheckPercentageNumberPrecisionInResponse", precision=2),
-        {},
-    ),
-    (
-        "instruction_following",
-        wrapped("a" + "\n" * 32000 + "b"),
-        _instruction("PostscriptChecker", postscript_marker="P.S."),
-        {},
-    ),
-    ("instruction_following", wrapped("a" + "\n" * 32000 + "b"), _instruction("BulletListChecker", num_bullets=3), {}),
-    ("instruction_following", wrapped("<<" * 25000), _instruction("TitleChecker"), {}),
-    (
-        "instruction_following",
-        wrapped("." * 50000),
-        _instruction("NumberOfSentences", num_sentences=9, relation="at least"),
-        {},
-    ),
-]
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_hostile_answers_end_in_time(strict: bool) -> None:
-    """Processor time, so that a busy machine does not fail the test; the pool's deadline is 5 seconds."""
-    settings = RewardSettings(strict_reference=strict)
-    rows = list(HOSTILE_TEXTS)
-    for text in HOSTILE_NUMBERS:
-        rows += [("numeric", boxed(text), "5", {"tolerance": tolerance}) for tolerance in (None, 0.05)]
-        rows.append(("no_such_type", wrapped(text), "5", {}))
-    for name, response, truth, extra in rows:
-        start = time.process_time()
-        score_response(response, truth, name, extra, settings=settings)
-        assert time.process_time() - start < 5.0, (name, response[:60])
 
 
 def test_importing_the_rewards_leaves_jax_out() -> None:

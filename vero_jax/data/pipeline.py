@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grain
@@ -55,6 +55,8 @@ class Selection:
     """The domain of each of `rows`."""
     dropped: Mapping[str, int]
     """Rows left out, by reason."""
+    judged: int = 0
+    """How many of `rows` need a judge."""
 
     def __str__(self) -> str:
         text = f"{self.split}: {len(self.rows)} questions"
@@ -64,7 +66,12 @@ class Selection:
 
 
 def select_rows(
-    prepared: PreparedData, split: str, *, judge: str = "none", processor: Processor | None = None
+    prepared: PreparedData,
+    split: str,
+    *,
+    judge: str = "none",
+    own_types: Collection[str] = (),
+    processor: Processor | None = None,
 ) -> Selection:
     """Leaves out the rows that cannot be used in this run, from the index alone (no image is read).
 
@@ -72,6 +79,7 @@ def select_rows(
       prepared: the data.
       split: its split.
       judge: "none" leaves out the questions that only a judge can score.
+      own_types: reward types that the user's own functions score, so that they need no judge.
       processor: with one, prompts that it cannot make, or longer than its `max_prompt_length`, are left out too.
 
     Raises:
@@ -81,20 +89,24 @@ def select_rows(
     if processor is not None:
         columns += ["messages", "widths", "heights"]
     index = prepared.index(split, columns)
+    needs_judge = set(schema.JUDGE_TYPES) - set(own_types)
+    judged = 0
     rows: list[int] = []
     dropped: collections.Counter[str] = collections.Counter()
     for row, reward_type in enumerate(index["reward_type"]):
         reason = None
-        if judge == "none" and reward_type in schema.JUDGE_TYPES:
+        if judge == "none" and reward_type in needs_judge:
             reason = "needs a judge, reward.judge is none"
         elif processor is not None:
             sizes = list(zip(index["widths"][row], index["heights"][row], strict=True))
             reason = _prompt_problem(processor, json.loads(index["messages"][row]), sizes)
         if reason is None:
             rows.append(row)
+            judged += reward_type in needs_judge
         else:
             dropped[reason] += 1
-    selection = Selection(split, np.asarray(rows, np.int64), tuple(index["domain"][row] for row in rows), dict(dropped))
+    domains = tuple(index["domain"][row] for row in rows)
+    selection = Selection(split, np.asarray(rows, np.int64), domains, dict(dropped), judged)
     if not rows:
         raise UserError(
             f"no question of {prepared.source} is left to use ({selection}); check the split's name and limits"

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vero_jax.learning.aggregation import ResponseTokens
+from vero_jax.rewards.metrics import reward_metrics
 from vero_jax.types import Group
 
 
@@ -81,7 +82,7 @@ def group_metrics(groups: Sequence[Group], *, max_response_length: int, max_prom
 
     `groups/zero_variance`: share of groups whose scores are all equal; `rewards/missing`: share of responses without a
     score; `response/truncated`: share cut by the length limit; and per domain `domain/<name>/` reward, accuracy,
-    format, response_length, truncated, zero_variance and groups (a count).
+    format, response_length, truncated, zero_variance and groups (a count). By reward type and source: `reward_metrics`.
     """
     responses = [response for group in groups for response in group.responses]
     lengths = np.array([len(response.token_ids) for response in responses], np.int64)
@@ -113,7 +114,7 @@ def group_metrics(groups: Sequence[Group], *, max_response_length: int, max_prom
             f"domain/{domain}/zero_variance": _mean([_zero_variance(group) for group in inside]),
             f"domain/{domain}/groups": float(len(inside)),
         }
-    return metrics
+    return metrics | reward_metrics(groups)
 
 
 def _mean(values: Sequence[float]) -> float:

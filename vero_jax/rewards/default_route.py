@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vero_jax.rewards import math_text
 
 
@@ -14,12 +12,12 @@ def default_route(text: str, truth: str, *, seconds: float) -> float:
         return 1.0
     try:
         with math_text.time_limit(seconds):
-            golds: list[Any] = math_text.extract(truth, math_text.default_targets())
+            golds = math_text.extract(truth, math_text.default_targets())
             targets = math_text.default_targets()
             if not golds and len(truth) == 1 and truth.isalpha():
                 letters = math_text.letter_targets("ABCD")
                 golds = math_text.extract(truth, letters)
                 targets = (*targets, *letters)
-            return float(math_text.equal(golds or [truth], math_text.extract(text, targets) or [text]))
+            return float(math_text.equal(golds or (truth,), math_text.extract(text, targets) or (text,)))
     except math_text.OutOfTime:
         return 0.0

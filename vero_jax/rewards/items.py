@@ -27,6 +27,7 @@ def reward_item(prompt: Prompt, response: Response, ground_truth: str | None = N
         ground_truth=example.ground_truth if ground_truth is None else ground_truth,
         reward_type=example.reward_type,
         extra_info=extra,
+        data_source=example.source,
     )
 
 

@@ -1,10 +1,11 @@
 """What surrounds a judge model's call: the conversation it sees, its prompt, and what is made of its score.
 
-The call itself is not here.
+The call itself is in judge_server.py, and what keeps many of them going is in judge_pool.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -19,7 +20,8 @@ LOWEST, HIGHEST = 1.0, 10.0
 
 _SCORE_FIELD = re.compile(r'"?SCORE"?\s*:\s*"?(\d+(?:\.\d+)?)', re.IGNORECASE | re.ASCII)
 _WHOLE_SCORE = re.compile(r"\b(10|[1-9])\b")
-_PLACEHOLDER = re.compile(r"\{(input|output|label)\}")
+_PLACEHOLDER = re.compile(r"\{(input|output|label|fence)\}")
+_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _USER_LINE = re.compile(
     r"^[^\S\n]*user[^\S\n]*:?[^\S\n]*$|<\|im_start\|>user\b|<\|start_header_id\|>user<\|end_header_id\|>",
     re.MULTILINE | re.IGNORECASE,
@@ -46,6 +48,15 @@ def parse_reply(reply: str, *, strict_reference: bool = False) -> float | None:
         return float(match.group(1))
     match = _WHOLE_SCORE.search(reply)
     return float(match.group(1)) if match else None
+
+
+def strip_thinking(reply: str) -> str:
+    """A reply without the thoughts of a judge that thinks aloud: only what follows its last `</think>`.
+
+    Thoughts that were cut off by the token limit leave nothing, so that no number in them is taken for the score.
+    """
+    _, closed, rest = reply.rpartition("</think>")
+    return (rest if closed else _THINKING.sub("", reply)).strip()
 
 
 def scale(raw: float | None, name: str = "0_to_1") -> float:
@@ -98,8 +109,16 @@ def blend(
 
 
 def judge_prompt(template: str, conversation: str, response: str, ground_truth: Any) -> str:
-    """`template` with {input}, {output} and {label} filled in one pass: filled-in text is never expanded again."""
+    """`template` with its placeholders filled in one pass: filled-in text is never expanded again.
+
+    {input} is the conversation, {output} the answer's text, {label} the truth, and {fence} a word that occurs in none
+    of them, by which the template can mark where they begin and end. It is a digest of the three and therefore the
+    same whenever they are.
+    """
     values = {"input": conversation, "output": answer_text(response), "label": str(ground_truth)}
+    values = {name: _encodable(value) for name, value in values.items()}
+    # A text that holds its own digest cannot be found by trying: 64 bits change with each attempt.
+    values["fence"] = hashlib.sha256(json.dumps(list(values.values())).encode()).hexdigest()[:16]
     return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
 
 
@@ -125,6 +144,11 @@ def _decoded_conversation(text: str) -> str:
         text = text[user.start() :]
     text = text.strip()
     return _ASSISTANT_TAIL.sub("", text).strip()
+
+
+def _encodable(text: str) -> str:
+    """Text without halves of surrogate pairs, which no server takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _role(turn: Mapping[str, Any]) -> str:

@@ -30,10 +30,13 @@ from math_verify.parser import (
 
 from vero_jax.rewards.arithmetic import NotArithmetic, evaluate
 
-MAX_LENGTH = 20_000
+MAX_LENGTH = 5_000
 """Longer texts are read from their end only: some of the patterns are quadratic."""
 MAX_LATEX_LENGTH = 2_000
 MAX_DIGITS = 2_000
+REMEMBERED = 1024
+"""Parsed texts and compared pairs that are kept: the answers of a group share a truth, and many are equal."""
+MAX_REMEMBERED_LENGTH = 256
 FLOAT_DECIMALS = 6
 """Floats are compared after rounding to this many decimals."""
 COMPARISON_DIGITS = 15
@@ -95,35 +98,54 @@ def letter_targets(letters: str) -> tuple[Target, ...]:
     return (StringExtractionConfig(strings=tuple(letters)),)
 
 
-def extract(text: str, targets: Sequence[Target]) -> list[Any]:
-    """What the best pattern found: [value, its text], [text] where no value could be made of it, or nothing.
+def extract(text: str, targets: Sequence[Target]) -> tuple[Any, ...]:
+    """What the best pattern found: (value, its text), (text,) where no value could be made of it, or nothing.
 
-    Values are sympy expressions, or a lower-case letter for letter targets.
+    Values are sympy expressions, or a lower-case letter for letter targets. Of texts longer than MAX_LENGTH only the
+    end is read.
     """
-    text = text[-MAX_LENGTH:]
-    patterns = sorted(
-        (
-            (priority, pattern, target)
-            for found, target in get_extraction_regexes(targets)
-            for pattern, priority in found
-        ),
-        key=lambda entry: entry[0],
-    )
+    if len(text) <= MAX_REMEMBERED_LENGTH:
+        return _remembered(text, tuple(targets))
+    return _extract(text[-MAX_LENGTH:], tuple(targets))
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _remembered(text: str, targets: tuple[Target, ...]) -> tuple[Any, ...]:
+    return _extract(text, targets)
+
+
+def _extract(text: str, targets: tuple[Target, ...]) -> tuple[Any, ...]:
     texts: list[str] = []
-    for _, same_priority in itertools.groupby(patterns, key=lambda entry: entry[0]):
-        matches = [(match, target) for _, pattern, target in same_priority for match in pattern.finditer(text)]
+    for same_priority in _patterns(targets):
+        matches = [(match, target) for pattern, target in same_priority for match in pattern.finditer(text)]
         # The rightmost end first, then the leftmost start.
         matches.sort(key=lambda entry: (entry[0].end(), -entry[0].start()), reverse=True)
         for match, target in matches:
             try:
                 value, source = _value(match, target)
             except Unreadable:
-                return []
+                return ()
             if source:
                 texts.append(source)
             if value is not None:
-                return [value, texts[0]] if texts else [value]
-    return texts[:1]
+                return (value, texts[0]) if texts else (value,)
+    return tuple(texts[:1])
+
+
+@functools.cache
+def _patterns(targets: tuple[Target, ...]) -> list[list[tuple[re.Pattern[str], Target]]]:
+    """math-verify's patterns, the most telling first; those of one list have the same priority.
+
+    Kept here because math-verify keeps those of one target only, and compiles them again when two kinds alternate.
+    """
+    entries = [
+        (priority, pattern, target) for found, target in get_extraction_regexes(targets) for pattern, priority in found
+    ]
+    entries.sort(key=lambda entry: entry[0])
+    return [
+        [(pattern, target) for _, pattern, target in group]
+        for _, group in itertools.groupby(entries, key=lambda entry: entry[0])
+    ]
 
 
 def equal(golds: Sequence[Any], predictions: Sequence[Any]) -> bool:
@@ -140,6 +162,11 @@ def _equal(gold: Any, prediction: Any) -> bool:
         return bool(gold.strip()) and gold.strip() == prediction.strip()
     if isinstance(gold, str) or isinstance(prediction, str):
         return False
+    return _same_expression(gold, prediction)
+
+
+@functools.lru_cache(maxsize=REMEMBERED, typed=True)
+def _same_expression(gold: Any, prediction: Any) -> bool:
     try:
         return bool(sympy_expr_eq(gold, prediction, FLOAT_DECIMALS, COMPARISON_DIGITS, False, True))
     except Exception:

@@ -13,6 +13,7 @@ from vero_jax.rewards.formula import read_number, same_number
 from vero_jax.rewards.literals import as_float
 
 _SAME = 1e-12
+MAX_PYTHON_LENGTH = 5_000
 _OR = re.compile(r"\s+or\s+")
 _NOT_PYTHON = re.compile(r"[\\%${}]")
 _UNDERSCORES = re.compile(r"(?<=\d)_(?=\d)")
@@ -37,7 +38,7 @@ def _exactly(prediction: str, truth: str, strict_reference: bool) -> bool:
         gold, found = read_number(truth), read_number(prediction)
         if gold is not None and found is not None:
             return same_number(gold, found)
-    golds = _extracted(truth)
+    golds = math_text.extract(truth, math_text.box_first_targets())
     return bool(golds) and math_text.equal(golds, math_text.extract(prediction, math_text.box_first_targets()))
 
 
@@ -50,12 +51,6 @@ def _within(prediction: str, truth: str, tolerance: float, strict_reference: boo
         for gold in golds
         for value in found
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _extracted(truth: str) -> tuple[Any, ...]:
-    """What math-verify reads in a truth; cached because all answers of a group have the same one."""
-    return tuple(math_text.extract(truth, math_text.box_first_targets()))
 
 
 @functools.lru_cache(maxsize=256)
@@ -99,7 +94,12 @@ def _as_python_would(text: str) -> float | None:
     text = text.strip()
     if _HEXADECIMAL.fullmatch(text):
         return float(int(text, 16))
-    if not text.isascii() or _NOT_PYTHON.search(text) or ("," in text and "Rational" not in text):
+    if (
+        len(text) > MAX_PYTHON_LENGTH
+        or not text.isascii()
+        or _NOT_PYTHON.search(text)
+        or ("," in text and "Rational" not in text)
+    ):
         return None
     for choice in _OR.split(text):
         found = read_number(_ZERO_IMAGINARY.sub("", _UNDERSCORES.sub("", choice)))

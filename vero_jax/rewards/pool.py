@@ -123,10 +123,13 @@ class RewardPool:
             return
         jobs = []
         for index, item in enumerate(items):
+            job = _Job(group, index, item, b"")
             try:
-                jobs.append(_Job(group, index, item, encode(item_message(item))))
+                job.message = encode(item_message(item))
             except (TypeError, ValueError, RecursionError) as error:
-                self._settle(group, index, missing_score(f"unusable row: {error}"))
+                self._settle(job, missing_score(f"unusable row: {error}"))
+            else:
+                jobs.append(job)
         self._loop.call_soon_threadsafe(self._enqueue, jobs)
 
     def collect(self, timeout_s: float = 0.0) -> list[tuple[Any, list[Score]]]:
@@ -267,14 +270,15 @@ class RewardPool:
         """Gives the worker one sample after the other; returns when it has to be replaced."""
         while True:
             job = await self._next_job()
+            start = time.monotonic()
             try:
                 answer = await asyncio.wait_for(_exchange(process, job.message), self._config.timeout_s)
             except TimeoutError:
-                self._settle(job.group, job.index, missing_score(TIMEOUT))
+                self._settle(job, missing_score(TIMEOUT), start)
                 return
             except (EOFError, OSError, ValueError):
                 if job.retried:
-                    self._settle(job.group, job.index, missing_score(DIED))
+                    self._settle(job, missing_score(DIED), start)
                 else:
                     job.retried = True
                     self._jobs.appendleft(job)
@@ -283,7 +287,7 @@ class RewardPool:
             except asyncio.CancelledError:
                 self._jobs.appendleft(job)
                 raise
-            self._settle(job.group, job.index, self._score(job.item, answer))
+            self._settle(job, self._score(job.item, answer), start)
 
     async def _next_job(self) -> _Job:
         while not self._jobs:
@@ -296,8 +300,12 @@ class RewardPool:
             return missing_score(str(answer.get("missing", "no score")))
         return total_score(RuleScore(*answer["score"]), item.response_length, self._config, self._max_response_length)
 
-    def _settle(self, group: _Group, index: int, score: Score) -> None:
-        group.scores[index] = score
+    def _settle(self, job: _Job, score: Score, start: float | None = None) -> None:
+        """Notes the score of a sample, and how long it took since `start` (time.monotonic)."""
+        if start is not None:
+            score = dataclasses.replace(score, latency_s=time.monotonic() - start)
+        group = job.group
+        group.scores[job.index] = score
         group.left -= 1
         if not group.left:
             self._finished.put(group)

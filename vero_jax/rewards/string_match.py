@@ -15,8 +15,10 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 def normalise(text: str) -> str:
     """Lower-case words of `text` without accents, punctuation, thousands commas, empty decimals and articles."""
-    text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
-    text = "".join(char for char in text if unicodedata.category(char) != "Mn")
+    if not text.isascii():
+        text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
+        marks = [ord(char) for char in set(text) if unicodedata.category(char) == "Mn"]
+        text = text.translate(dict.fromkeys(marks)) if marks else text
     text = _THOUSANDS_COMMA.sub("", text)
     text = _ZERO_DECIMALS.sub(r"\1", text)
     words = _NOT_WORD.sub(" ", text.lower()).strip()

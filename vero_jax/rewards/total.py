@@ -28,7 +28,7 @@ def overlong_term(length: int, config: RewardConfig, max_response_length: int) -
 def total_score(rule: RuleScore, length: int, config: RewardConfig, max_response_length: int) -> Score:
     """The reward of a response of `length` tokens; accuracy and format stay free of the overlong term."""
     overlong = overlong_term(length, config, max_response_length)
-    return Score(rule.score + overlong, rule.accuracy, rule.format, overlong)
+    return Score(rule.score + overlong, rule.accuracy, rule.format, overlong, extras=rule.extras)
 
 
 def missing_score(reason: str) -> Score:
