@@ -38,6 +38,10 @@ FREE_KEYS = (
     # the machine: the result does not depend on these
     "mesh.data", "mesh.fsdp", "mesh.tensor", "data.cache_dir", "data.workers", "reward.workers", "model.remat",
     "rollout.groups_per_call", "rollout.vocab_block", "rollout.attention_block", "actor.rows_per_micro_batch",
+    # where the judge is and how it is asked; who it is and what it is told decide the scores
+    "reward.judge_server.base_url", "reward.judge_server.api_key_env", "reward.judge_server.timeout_s",
+    "reward.judge_server.max_retries", "reward.judge_server.concurrency", "reward.judge_server.cache_dir",
+    "reward.judge_server.sleep", "reward.judge_server.max_missing_share",
 )  # fmt: skip
 """Settings that may change when a run is continued. Every other one would make it another experiment."""
 
