@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vero_jax.rewards.instructions.checker import CHECKS
-from vero_jax.rewards.router import VERIFIERS
+from vero_jax.rewards.router import VERIFIERS, score_response
+from vero_jax.rewards.settings import RewardSettings
 
 LONGEST = 100_000
 """Characters; no verifier may need more than a second of processor time for an answer of this length."""
@@ -270,3 +272,34 @@ def rows_of(name: str, text: str) -> Iterator[HostileRow]:
     for kind in CHECKS:
         truth = json.dumps({"instructions": [{"class": kind, "args": ARGUMENTS}]})
         yield HostileRow(name, kind, wrapped, "instruction_following", truth, {})
+
+
+USUAL = {
+    *(kind for kind in VERIFIERS if not kind.startswith("instruction") and kind not in ("counting", "search")),
+    "numeric, tolerance",
+    "default",
+    "grounding, molmo2",
+    "clicking, molmo2",
+}
+"""Labels of the rows that are tried every time: one of each way through the verifiers."""
+
+
+def usual_rows() -> Iterator[HostileRow]:
+    """Every hostile answer under each way through the verifiers, and under a few classes of instructions."""
+    classes = sorted(CHECKS)
+    for number, (name, text) in enumerate(HOSTILE_ANSWERS.items()):
+        some = {classes[index % len(classes)] for index in range(3 * number, 3 * number + 3)}
+        yield from (row for row in rows_of(name, text) if row.label in USUAL | some)
+
+
+def slow_rows(rows: Callable[[], Iterable[HostileRow]], strict: bool, limit_s: float) -> list[tuple[str, str, float]]:
+    """(name, label, seconds) of the rows that take too long, in processor time: a busy machine makes none slow."""
+    settings, slow = RewardSettings(strict_reference=strict), []
+    for row in rows():
+        start = time.process_time()
+        score = score_response(row.response, row.ground_truth, row.reward_type, row.extra_info, settings=settings)
+        seconds = time.process_time() - start
+        assert 0.0 <= score.score <= 1.0, row.label
+        if seconds > limit_s:
+            slow.append((row.name, row.label, seconds))
+    return slow

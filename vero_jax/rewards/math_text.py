@@ -68,8 +68,8 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise OutOfTime
 
     handler = signal.signal(signal.SIGPROF, ring)
-    # Again every half second: an exception raised inside a finalizer or a gc callback is printed and lost.
-    left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 0.5)
+    # Again every tenth of a second: an exception raised inside a finalizer or a gc callback is printed and lost.
+    left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
     try:
         yield
     finally:
