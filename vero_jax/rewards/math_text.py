@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import itertools
 import re
 import signal
@@ -67,14 +68,19 @@ def time_limit(seconds: float) -> Iterator[None]:
     def ring(*_: object) -> None:
         raise OutOfTime
 
+    # An exception that is raised inside a callback of the garbage collector, or a finalizer, is printed and lost. So the
+    # collector rests meanwhile, and the alarm rings again every half second.
+    collects = gc.isenabled()
+    gc.disable()
     handler = signal.signal(signal.SIGPROF, ring)
-    # Again every tenth of a second: an exception raised inside a finalizer or a gc callback is printed and lost.
-    left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
+    left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 0.5)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, left, interval)
         signal.signal(signal.SIGPROF, handler)
+        if collects:
+            gc.enable()
 
 
 @functools.cache
