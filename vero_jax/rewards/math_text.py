@@ -68,8 +68,8 @@ def time_limit(seconds: float) -> Iterator[None]:
     def ring(*_: object) -> None:
         raise OutOfTime
 
-    # An exception that is raised inside a callback of the garbage collector, or a finalizer, is printed and lost. So the
-    # collector rests meanwhile, and the alarm rings again every half second.
+    # An exception that is raised inside a callback of the garbage collector, or a finalizer, is printed and lost. So
+    # the collector rests meanwhile, and the alarm rings again every half second.
     collects = gc.isenabled()
     gc.disable()
     handler = signal.signal(signal.SIGPROF, ring)
