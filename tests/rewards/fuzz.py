@@ -1,16 +1,21 @@
 """A search for answers that make a verifier slow, raise, or give two scores: `python -m tests.rewards.fuzz`.
 
 An answer is drawn as a recipe, pieces with how often each is repeated, so that a find is one short line. hypothesis is
-told the time of every call and goes where it grows. Finds belong into hostile.py.
+told the time of every call and goes where it grows; `--samples` draws that many instead, the same ones every time.
+Finds belong into hostile.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -23,6 +28,8 @@ from vero_jax.rewards.settings import RewardSettings
 
 SLOW_S = 1.0
 """Processor time that is a find."""
+STUCK_S = 90.0
+"""Seconds after which a call is taken for one that never ends; the search stops and names it."""
 
 # fmt: off
 PIECES = (
@@ -116,9 +123,18 @@ def problem(sample: dict[str, Any], slow_s: float = SLOW_S) -> tuple[str | None,
     return (f"{seconds:.2f} s" if seconds > slow_s else None), seconds
 
 
-def search(seconds: float, slow_s: float = SLOW_S, report: Any = print) -> int:
-    """Tries samples for `seconds`; reports every find and returns how many samples there were."""
+def search(seconds: float, slow_s: float, last: Path, count: int = 0, report: Any = print) -> int:
+    """Tries samples for `seconds`, or exactly `count` of them; reports every find, returns how many it tried.
+
+    The file `last` holds the sample in hand.
+    """
     end, tried, found = time.monotonic() + seconds, 0, set()
+    phases = [hypothesis.Phase.generate]
+    if not count:
+        phases.append(hypothesis.Phase.target)
+
+    def over() -> bool:
+        return tried >= count if count else time.monotonic() > end
 
     def run(seed: int) -> None:
         @hypothesis.seed(seed)
@@ -127,15 +143,17 @@ def search(seconds: float, slow_s: float = SLOW_S, report: Any = print) -> int:
             deadline=None,
             database=None,
             suppress_health_check=list(hypothesis.HealthCheck),
-            phases=[hypothesis.Phase.generate, hypothesis.Phase.target],
+            phases=phases,
         )
         @hypothesis.given(samples())
         def one(sample: dict[str, Any]) -> None:
             nonlocal tried
-            if time.monotonic() > end:
+            if over():
                 return
-            wrong, took = problem(sample, slow_s)
-            hypothesis.target(took, label="seconds")
+            with watched(sample, last):
+                wrong, took = problem(sample, slow_s)
+            if not count:
+                hypothesis.target(took, label="seconds")
             tried += 1
             key = (
                 sample["kind"],
@@ -149,18 +167,36 @@ def search(seconds: float, slow_s: float = SLOW_S, report: Any = print) -> int:
         one()
 
     for seed in range(sys.maxsize):
-        if time.monotonic() > end:
-            return tried
+        if over():
+            break
         run(seed)
     return tried
+
+
+@contextlib.contextmanager
+def watched(sample: dict[str, Any], last: Path) -> Iterator[None]:
+    """Ends the process where the body takes more than STUCK_S: the standard error has the stack, `last` the sample.
+
+    A thread of C does it, which waits for nothing that Python holds: the body may be one call that never comes back.
+    """
+    last.write_text(json.dumps(sample))
+    faulthandler.dump_traceback_later(STUCK_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--samples", type=int, default=0, help="this many samples, always the same, instead of seconds")
     parser.add_argument("--slow", type=float, default=SLOW_S, help="seconds of one score that are a find")
+    parser.add_argument("--last", type=Path, default=Path("fuzz_last.json"), help="file for the sample in hand")
     options = parser.parse_args()
-    print(f"{search(options.seconds, options.slow, lambda line: print(line, flush=True)):,} samples tried")
+    tried = search(options.seconds, options.slow, options.last, options.samples, lambda line: print(line, flush=True))
+    options.last.unlink(missing_ok=True)
+    print(f"{tried:,} samples tried")
 
 
 if __name__ == "__main__":

@@ -65,8 +65,11 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
+    running = True
+
     def ring(*_: object) -> None:
-        raise OutOfTime
+        if running:
+            raise OutOfTime
 
     # An exception that is raised inside a callback of the garbage collector, or a finalizer, is printed and lost. So
     # the collector rests meanwhile, and the alarm rings again every half second.
@@ -75,7 +78,10 @@ def time_limit(seconds: float) -> Iterator[None]:
     handler = signal.signal(signal.SIGPROF, ring)
     left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 0.5)
     try:
-        yield
+        try:
+            yield
+        finally:
+            running = False  # the alarm may ring at the very end: what is put back below must be put back
     finally:
         signal.setitimer(signal.ITIMER_PROF, left, interval)
         signal.signal(signal.SIGPROF, handler)
