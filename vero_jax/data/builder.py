@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
 from vero_jax.data import images, mini, schema
-from vero_jax.errors import UserError
+from vero_jax.data.readers import Row
 from vero_jax.types import DOMAINS, Example
 
 FORMAT = 1
@@ -31,9 +31,6 @@ ROWS_PER_WRITE = 64  # the writer rewrites its metadata at every call; fewer row
 BYTES_PER_WRITE = 32 << 20
 FULL_CHECK_PIXELS = 64_000_000
 """Images up to this size are decoded once while preparing; of larger ones only the header is read."""
-
-Row = tuple[str, Mapping[str, Any], Callable[[str], bytes]]
-"""(id of a row without one, columns, how to read an image file the row names)"""
 
 
 @dataclasses.dataclass
@@ -242,93 +239,6 @@ def image_size(data: bytes) -> tuple[int, int]:
         image.draft("L", (size[0] // 8, size[1] // 8))  # JPEG: every byte is read, few pixels are made
         images.to_rgb(image)
     return size
-
-
-def hub_configs(folder: Path, splits: Sequence[str]) -> list[SourceConfig]:
-    """A config for every sub-folder of a hub snapshot that holds `<split>*.parquet`, in the order of their names.
-
-    Raises:
-      UserError: the folder holds no such files, or a file is no Parquet.
-    """
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    configs = []
-    for place in [*folders, folder]:
-        files = {
-            split: sorted(place.glob(f"{split}-*.parquet")) + sorted(place.glob(f"{split}.parquet")) for split in splits
-        }
-        if any(files.values()):
-            rows = {split: _parquet_reader(place.name, split, paths) for split, paths in files.items() if paths}
-            configs.append(SourceConfig(name=place.name, version="1.0.0", rows=rows))
-    if not configs:
-        wanted = " or ".join(f"{split}-*.parquet" for split in splits)
-        raise UserError(
-            f"{folder} has no data: expected one folder per source with {wanted} in it, as a snapshot of the hub's "
-            "Vero-600k has; set data.source to that folder"
-        )
-    return configs
-
-
-def _parquet_reader(config: str, split: str, paths: Sequence[Path]) -> Callable[[], Iterator[Row]]:
-    def read() -> Iterator[Row]:
-        number = 0
-        for path in paths:
-            try:
-                with pq.ParquetFile(path) as file:
-                    missing = [
-                        name
-                        for name in ("prompt", "image", "ability", "extra_info")
-                        if name not in file.schema_arrow.names
-                    ]
-                    if missing:
-                        raise UserError(f"{path} has no column {missing[0]!r}; it is not in Vero-600K's row format")
-                    for batch in file.iter_batches(batch_size=16):
-                        for row in batch.to_pylist():
-                            yield f"{config}_{split}_{number}", row, schema.read_beside(path.parent)
-                            number += 1
-            except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{path} is not readable as Parquet ({error}); download it again") from error
-
-    return read
-
-
-def jsonl_configs(path: Path, splits: Sequence[str]) -> list[SourceConfig]:
-    """The config of a JSONL export: `path` and the files of the other splits beside it.
-
-    The split of a row is its `extra_info.split` where that is one of `splits`, else the one the file's name tells, else
-    the first. Image paths are relative to the file.
-    """
-    files = [path]
-    for split in splits:
-        for other in splits:
-            sibling = path.with_name(path.name.replace(split, other))
-            if split in path.name and sibling != path and sibling.is_file():
-                files.append(sibling)
-
-    def reader(wanted: str) -> Callable[[], Iterator[Row]]:
-        def read() -> Iterator[Row]:
-            for file in files:
-                named = next((split for split in splits if split in file.name), splits[0])
-                for number, row in enumerate(_jsonl_rows(file)):
-                    extra = row.get("extra_info")
-                    own = extra.get("split") if isinstance(extra, Mapping) else None
-                    if (own if own in splits else named) == wanted:
-                        yield f"{file.stem}_{number}", row, schema.read_beside(file.parent)
-
-        return read
-
-    return [SourceConfig(name="jsonl", version="1.0.0", rows={split: reader(split) for split in splits})]
-
-
-def _jsonl_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is no JSON ({error}); export the file again") from error
-            yield row if isinstance(row, Mapping) else {}
 
 
 def mini_configs(sizes: Mapping[str, int], seed: int) -> list[SourceConfig]:

@@ -33,7 +33,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from vero_jax.config import DataConfig, MiniConfig
-from vero_jax.data import builder, mini, schema
+from vero_jax.data import builder, mini, readers, schema
 from vero_jax.data.builder import Report, SourceConfig
 from vero_jax.errors import UserError, friendly
 from vero_jax.types import Example
@@ -188,24 +188,12 @@ def _sources(source: str, data_cfg: DataConfig, splits: tuple[str, ...]) -> tupl
         configs = builder.mini_configs(sizes, settings.seed)
         return [(config, _digest([config.name, *made_from])) for config in configs], "vero_mini"
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix in (".jsonl", ".json"):
-        files = sorted(path.parent.glob(f"*{path.suffix}"))
-        pictures = sorted(item for item in path.parent.rglob("*") if item.is_file() and item not in files)
-        made_from = [builder.FORMAT, splits, [_file_identity(file) for file in files]]
-        made_from.append([(str(item.relative_to(path.parent)), item.stat().st_size) for item in pictures])
-        return [
-            (config, _digest([path.name, *made_from])) for config in builder.jsonl_configs(path, splits)
-        ], "vero_600k"
-    if not path.is_dir():
-        raise UserError(
-            f"data.source {source!r} is neither a folder, nor a .jsonl file, nor vero_mini; give the folder that holds "
-            "a snapshot of Vero-600k"
-        )
     found = []
-    for config in builder.hub_configs(path, splits):
-        place = path / config.name if (path / config.name).is_dir() else path
-        files = [file for split in splits for file in sorted(place.glob(f"{split}*.parquet"))]
-        found.append((config, _digest([builder.FORMAT, config.name, splits, [_file_identity(file) for file in files]])))
+    for files in readers.find_row_files(path, splits):
+        made_from = [builder.FORMAT, files.name, splits, [_file_identity(file) for file in files.files]]
+        made_from.append([(str(item.relative_to(path.parent)), item.stat().st_size) for item in files.pictures])
+        config = SourceConfig(name=files.name, version="1.0.0", rows=dict(files.rows))
+        found.append((config, _digest(made_from)))
     return found, "vero_600k"
 
 
