@@ -110,7 +110,9 @@ def test_domain_weights_are_set_one_by_one(tmp_path):
     weights = config.data.domain_weights
     assert (weights["stem"], weights["chart_ocr"], weights["visual_alignment"]) == (2.0, 0.0, 1.0)
     assert Config().data.domain_weights["stem"] == 1.0
-    assert "nearest known key is 'data.domain_weights.stem'" in message(["data.domain_weights.stm=1"])
+    assert "names the domain 'stm' (did you mean stem?)" in message(["data.domain_weights.stm=1"])
+    assert "names the domain 'chart_ocd'" in message(["data.mixture.domains=[chart_ocd]"])
+    assert load_config(["data.domain_weights.mine=2"]).data.domain_weights["mine"] == 2.0
 
 
 def test_empty_section_changes_nothing(tmp_path):
@@ -283,3 +285,13 @@ def test_help_lists_every_key_with_its_comment():
 def test_comments_belong_to_their_own_field():
     comments = config_loader._comments(type(Config().model))
     assert comments["path"].startswith("a Hugging Face folder") and not comments.get("lora")
+
+
+def test_the_mixtures_settings_are_checked():
+    assert "needs data.mixture.measures" in message(["data.mixture.weighting=length"])
+    assert "below 1" in message(["data.mixture.weighting=difficulty", "data.mixture.measures.stem=55"])
+    assert "at least 1" in message(["data.mixture.max_ratio=0.5"])
+    assert "left out at the same time" in message(["data.mixture.domains=[stem]", "data.mixture.leave_out=[stem]"])
+    assert "rotate" in message(["data.mixture.rotate=true", "data.mixture.order=reference"])
+    config = load_config(["data.mixture.weighting=length", "data.mixture.measures.stem=1576.1"])
+    assert config.data.mixture.measures == {"stem": 1576.1}

@@ -82,7 +82,7 @@ def test_rows_without_an_answer_give_no_solution(reward_type, truth):
 def test_the_cold_start_leaves_out_solutions_that_are_too_long(limit, kept):
     config = Config(rollout=RolloutConfig(max_response_length=3), cold_start=ColdStartConfig(max_solution_length=limit))
     processor = SimpleNamespace(encode_response=lambda text: np.zeros(len(text), np.int32))
-    system = SimpleNamespace(config=config, processor=processor)
+    system = SimpleNamespace(config=config, processor=processor, coordinates="normalized_1000")
     prompts = [prompt_of("string_match", name, solution=length * "x") for name, length in (("a", 3), ("b", 5))]
     pairs = System.solved(system, prompts)
     assert [prompt.example.ground_truth for prompt, _ in pairs] == kept

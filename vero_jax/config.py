@@ -78,21 +78,39 @@ class MiniConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+    """Which training questions are drawn, and how often. Every batch has the same number of each domain."""
+
+    # given: data.domain_weights; rows: each row alike; else a measure ** a: 1 - accuracy, image area, answer length
+    weighting: Literal["given", "rows", "difficulty", "area", "length"] = "given"  # of the domains; see docs/data.md
+    max_ratio: float = 1.6  # a measure's exponent a makes the largest weight this many times the smallest
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)  # by domain: accuracy (0 to 1), or length
+    domains: tuple[str, ...] = ()  # only these; empty: all
+    leave_out: tuple[str, ...] = ()  # domains
+    sources: tuple[str, ...] = ()  # only these names of data_source; empty: all
+    leave_out_sources: tuple[str, ...] = ()
+    rotate: bool = False  # places of a batch that do not divide go round; False: always to the first domains
+    order: Literal["own", "reference"] = "own"  # "reference" draws the very batches of the reference's sampler
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = "vero_mini"  # the built-in set, or a folder of Parquet files in Vero-600K's hub layout
+    source: str = "vero_mini"  # the built-in set, a hub id, a folder or file of rows, or a folder that was prepared
     cache_dir: str = "~/.cache/vero_jax"  # where prepared ArrayRecord files and compiled programs are kept
     train_split: str = "train"
     val_split: str = "val"
     mini: MiniConfig = MiniConfig()
     domain_weights: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(DOMAINS, 1.0))
+    mixture: MixtureConfig = MixtureConfig()
     seed: int = 18  # order of the training questions
     max_prompt_length: int = 18432  # tokens, images included; longer prompts are dropped and counted
     min_pixels: int | None = None  # image area limits; None: the checkpoint's preprocessor_config.json
     max_pixels: int | None = None
-    system_prompt: str = ""  # text put before the conversation
-    coordinates: Literal["normalized_1000", "pixels"] = "normalized_1000"  # what the policy's boxes and points mean
+    system_prompt: str = "think_answer"  # built-in name, .txt file or text, put before the conversation; empty: none
+    coordinates: Literal["auto", "normalized_1000", "pixels"] = "auto"  # what the policy's boxes and points mean
     background: Literal["white", "reference"] = "white"  # transparent pixels on white, or alpha dropped
     workers: int = 0  # Grain worker processes; 0 reads in threads of this process
+    read_ahead_mb: int = 1024  # memory of the questions that are ready before they are asked for, in all workers
     max_val_examples: int | None = None
 
 

@@ -146,12 +146,36 @@ def _check_run(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data = config.data
+    for key in ("domain_weights", "mixture.measures", "mixture.domains", "mixture.leave_out"):
+        names = data.domain_weights if key == "domain_weights" else getattr(data.mixture, key.removeprefix("mixture."))
+        for name in names:
+            near = difflib.get_close_matches(name, DOMAINS, 1, 0.75)
+            _need(name in DOMAINS or not near, f"data.{key} names the domain {name!r} (did you mean {''.join(near)}?).")
     for name, weight in data.domain_weights.items():
-        _need(
-            name in DOMAINS, f"data.domain_weights names {name!r}, which is no domain: they are {', '.join(DOMAINS)}."
-        )
         _need(weight >= 0, f"data.domain_weights.{name} must not be negative, but is {weight}.")
     _need(sum(data.domain_weights.values()) > 0, "data.domain_weights are all 0: give at least one domain a weight.")
+    mixture = data.mixture
+    _need(mixture.max_ratio >= 1, f"data.mixture.max_ratio must be at least 1, not {mixture.max_ratio}.")
+    if mixture.weighting in ("difficulty", "length"):
+        what = "the policy's accuracy" if mixture.weighting == "difficulty" else "the mean length of an answer"
+        _need(
+            bool(mixture.measures),
+            f"data.mixture.weighting={mixture.weighting} needs data.mixture.measures.<domain>: {what} in each domain.",
+        )
+    for name, measure in mixture.measures.items():
+        _need(measure >= 0, f"data.mixture.measures.{name} must not be negative, but is {measure}.")
+        if mixture.weighting == "difficulty":
+            _need(measure < 1, f"data.mixture.measures.{name} is an accuracy and must be below 1, not {measure}.")
+    for key, both in {
+        "domains": set(mixture.domains) & set(mixture.leave_out),
+        "sources": set(mixture.sources) & set(mixture.leave_out_sources),
+    }.items():
+        _need(not both, f"data.mixture.{key} names {', '.join(sorted(both))}, which is left out at the same time.")
+    _need(
+        not (mixture.rotate and mixture.order == "reference"),
+        "data.mixture.rotate does nothing with data.mixture.order=reference, whose counts are fixed; set one of them.",
+    )
+    _need(data.read_ahead_mb > 0, f"data.read_ahead_mb must be greater than 0, not {data.read_ahead_mb}.")
     for key, pixels in {"data.min_pixels": data.min_pixels, "data.max_pixels": data.max_pixels}.items():
         _need(pixels is None or pixels > 0, f"{key} must be greater than 0 or null, not {pixels}.")
     if data.min_pixels is not None and data.max_pixels is not None:

@@ -214,9 +214,7 @@ def _replace(section: Any, path: Sequence[str], setting: Setting) -> Any:
         if len(rest) != 1 and not (not rest and setting.value == {}):
             raise _wrong_type(setting, kind)
         new = dict(old)
-        if rest:
-            if rest[0] not in new:
-                raise _unknown(setting)
+        if rest:  # any name: of a domain, and data may have domains of its own
             new[rest[0]] = _convert(setting, typing.get_args(kind)[1])
     elif rest:
         raise _unknown(setting)

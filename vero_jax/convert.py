@@ -40,6 +40,9 @@ from vero_jax.checkpoints.transfer import (
     write_from,
 )
 from vero_jax.checkpoints.weights import MAX_SHARD_BYTES, open_checkpoint, save_params
+from vero_jax.data.folder_settings import write_system_prompt
+from vero_jax.data.processor import Processor
+from vero_jax.data.prompts import system_prompt
 from vero_jax.errors import UserError, friendly
 from vero_jax.models.policy import ModelDef, ParamPath, Params
 from vero_jax.runtime.output_folder import check_free, new_folder
@@ -55,6 +58,7 @@ def export_hf(
     *,
     dtype: Any = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    system_prompt: str = "",
 ) -> Path:
     """Writes weights, the source's config and all its other files as a Hugging Face folder.
 
@@ -65,6 +69,7 @@ def export_hf(
         source_folder: the checkpoint that training started from, in either format.
         out_folder: must not exist, or be empty.
         dtype: of the tensors on disk; None keeps that of the parameters.
+        system_prompt: what the policy was trained with, to be the chat template's own; "" leaves the template alone.
 
     Returns:
         the folder that was written.
@@ -85,6 +90,8 @@ def export_hf(
         save_params(draft, model_def, params, max_shard_bytes, dtype, experts)
         copy_config(source, draft, dtype)
         copy_side_files(source, draft)
+        if system_prompt:
+            write_system_prompt(draft, system_prompt)
     return out
 
 
@@ -133,6 +140,10 @@ def convert(
             most = max(dtypes, key=lambda path: math.prod(origin.shapes[path]))
             copy_config(origin.folder, draft, dtypes[most])
             copy_side_files(origin.folder, draft)
+            if origin.system_prompt:  # the policy was trained with it, unless its template says it itself
+                text = Processor.from_folder(draft, system_prompt=system_prompt(origin.system_prompt)).system_prompt
+                if text:
+                    write_system_prompt(draft, text)
         numbers = origin.model_def.num_params()
         kinds = ", ".join(sorted({str(found) for found in dtypes.values()}))
         say(

@@ -21,6 +21,7 @@ from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.config import DataConfig, MeshConfig, RolloutConfig, SamplingConfig
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
+from vero_jax.data.prompts import system_prompt
 from vero_jax.data.videos import read_frames
 from vero_jax.errors import UserError, friendly
 from vero_jax.models.config import ModelConfig
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
     parser.add_argument("--video", action="append", default=[], metavar="FOLDER", help="of frames, one image file each")
     parser.add_argument("--fps", type=float, help="frames per second of the frames in the folders")
-    parser.add_argument("--system", default="", help="text put before the conversation")
+    parser.add_argument("--system", default="", help="text, .txt file or built-in name of a system prompt")
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--top-k", type=int)
@@ -209,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         n=args.n,
         max_tokens=args.max_tokens,
         seed=args.seed,
-        system=args.system,
+        system=system_prompt(args.system),
         dtype=args.dtype,
         videos=[read_frames(folder, args.fps) for folder in args.video],
     )

@@ -23,6 +23,7 @@ from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.data import images, videos
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
+from vero_jax.data.prompts import system_prompt
 from vero_jax.errors import UserError, friendly
 from vero_jax.runtime.files import atomic_write
 from vero_jax.runtime.prompt_page import Picture, SeenPrompt, TokenRow, write_prompt_page
@@ -201,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--video", action="append", default=[], metavar="FOLDER", help="of frames, one image file each")
     parser.add_argument("--fps", type=float, help="frames per second of the frames in the folders")
     parser.add_argument("--sample-fps", type=float, help="take so many frames per second only; default: all")
-    parser.add_argument("--system", default="", help="text put before the conversation")
+    parser.add_argument("--system", default="", help="text, .txt file or built-in name of a system prompt")
     parser.add_argument("--tools", metavar="FILE", help="JSON list of function schemas")
     parser.add_argument("--min-pixels", type=int, help="area limit of images; default: the folder's")
     parser.add_argument("--max-pixels", type=int, help="likewise")
@@ -213,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder,
         min_pixels=args.min_pixels,
         max_pixels=args.max_pixels,
-        system_prompt=args.system,
+        system_prompt=system_prompt(args.system),
         video_prompt=args.video_prompt,
     )
     if args.sample_fps is not None and not args.sample_fps > 0:

@@ -16,10 +16,13 @@ from jaxtyping import Int32
 from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.config import Config
 from vero_jax.convert import export_hf
+from vero_jax.data.coordinates import Coordinates
 from vero_jax.data.mini import text_corpus
-from vero_jax.data.pipeline import QuestionStream, Selection, select_rows, validation_batches
+from vero_jax.data.pipeline import QuestionStream, validation_batches
 from vero_jax.data.prepare import PreparedData, prepare
 from vero_jax.data.processor import Processor
+from vero_jax.data.prompts import system_prompt
+from vero_jax.data.selection import Selection, data_identity, select_rows
 from vero_jax.data.solutions import reference_solution
 from vero_jax.errors import UserError
 from vero_jax.learning.programs import TrainablePolicy
@@ -58,6 +61,16 @@ class System:
     guard: TraceGuard
     """Counts the traces of every compiled program of the run."""
 
+    @property
+    def coordinates(self) -> Coordinates:
+        """What the boxes and points of the policy's answers mean."""
+        return self.processor.coordinates or "normalized_1000"
+
+    @property
+    def data_identity(self) -> dict[str, str]:
+        """What a position in the training questions depends on; see `selection.data_identity`."""
+        return data_identity(self.prepared, self.train_rows)
+
     def params(self) -> Params:
         """The policy's weights as in its folder, with new or loaded adapters, laid out over the mesh."""
         return load_adapted(
@@ -71,10 +84,9 @@ class System:
     def export(self, params: Params, out_folder: Path) -> Path:
         """Writes the policy for others: as a Hugging Face folder, or its adapters alone as a PEFT folder."""
         lora, plain = self.model_def.lora, dataclasses.replace(self.model_def, lora=None)
-        if lora is None:
-            return export_hf(params, plain, self.folder, out_folder)
-        if self.config.model.lora.export == "merged":
-            return export_hf(merge_lora(params, lora), plain, self.folder, out_folder)
+        if lora is None or self.config.model.lora.export == "merged":
+            merged = params if lora is None else merge_lora(params, lora)
+            return export_hf(merged, plain, self.folder, out_folder, system_prompt=self.processor.system_prompt)
         local = self.config.model.path == "build" or Path(self.config.model.path).expanduser().is_dir()
         base = str(self.folder.absolute()) if local else self.config.model.path
         save_adapter(out_folder, params, self.model_def, base)
@@ -124,7 +136,7 @@ class System:
         return RewardPool(
             self.config.reward,
             max_response_length=self.config.rollout.max_response_length,
-            coordinates=self.config.data.coordinates,
+            coordinates=self.coordinates,
         )
 
     def judge_pool(self, say: Callable[[str], None]) -> JudgePool | None:
@@ -153,7 +165,7 @@ class System:
         limit = self.config.cold_start.max_solution_length or self.config.rollout.max_response_length
         pairs = []
         for prompt in prompts:
-            text = reference_solution(prompt, self.config.data.coordinates)
+            text = reference_solution(prompt, self.coordinates)
             if text:
                 ids = self.processor.encode_response(text)
                 if len(ids) <= limit:
@@ -184,14 +196,18 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
     mesh = make_mesh(config.mesh)
     prepared = prepare(config.data.source, config.data, say=say)
     folder = policy_folder(config, run, say)
+    wanted_prompt = system_prompt(config.data.system_prompt)
     processor = Processor.from_folder(
         folder,
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
-        system_prompt=config.data.system_prompt,
+        system_prompt=wanted_prompt,
         background=config.data.background,
         max_prompt_length=config.data.max_prompt_length,
+        coordinates=config.data.coordinates,
     )
+    if wanted_prompt and not processor.system_prompt:
+        say("the policy's chat template asks for thoughts and answer itself; data.system_prompt is not added")
     model_config = ModelConfig.from_folder(folder)
     model_def = ModelDef(
         model_config,
@@ -202,7 +218,16 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
     )
     own_types = _own_types(config)
     train_rows, val_rows = (
-        select_rows(prepared, split, judge=config.reward.judge, own_types=own_types, processor=processor)
+        select_rows(
+            prepared,
+            split,
+            judge=config.reward.judge,
+            own_types=own_types,
+            processor=processor,
+            mixture=config.data.mixture,
+            cache_dir=config.data.cache_dir,
+            say=say,
+        )
         for split in (config.data.train_split, config.data.val_split)
     )
     say(f"{train_rows}\n{val_rows}")

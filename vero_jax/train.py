@@ -18,6 +18,7 @@ from typing import Any
 
 from vero_jax.config import Config
 from vero_jax.config_loader import help_text, load_config
+from vero_jax.data.selection import check_same_data
 from vero_jax.errors import friendly
 from vero_jax.learning.advantages import add_advantages
 from vero_jax.learning.kl import KLController
@@ -145,16 +146,17 @@ class Recipe:
 
     def reinforce(self) -> bool:
         """The steps of reinforcement. False when told to stop."""
-        trainer, cold_start = self.config.trainer, self.config.cold_start
+        trainer = self.config.trainer
         self.progress.phase("reinforcement", trainer.steps, self.at.phase_step)
-        # The stream goes on behind the cold start's questions, whose answers the policy has been shown.
-        seen = -(-cold_start.steps * cold_start.batch_size // trainer.prompts_per_step)
-        with self.system.questions(trainer.prompts_per_step, seen + self.at.phase_step) as questions:
+        batch = trainer.prompts_per_step
+        with self.system.questions(batch, self._drawn() // batch) as questions:
             for step in range(self.at.phase_step + 1, trainer.steps + 1):
                 if self.stop.agreed():
                     return self._save_and_stop()
                 with self._timed("reinforcement"):
-                    groups, metrics = self.reinforcement_step(step, questions.batch(seen + step - 1))
+                    prompts = questions.batch(self._drawn() // batch)
+                    groups, metrics = self.reinforcement_step(step, prompts)
+                    metrics |= questions.metrics()
                 self._advance(step)
                 self._report(step, groups, metrics)
                 if self._due(trainer.val_every, step) and step < trainer.steps:
@@ -177,7 +179,7 @@ class Recipe:
             seed=config.seed,
             step=step,
             max_new_tokens=config.rollout.max_response_length,
-            coordinates=config.data.coordinates,
+            coordinates=self.system.coordinates,
             judge=self.judge,
         )
         check_missing(rolled, config.reward.max_missing_share, step, self.judge)
@@ -228,6 +230,7 @@ class Recipe:
                 self.run,
                 name=name,
                 step=self.at.phase_step,
+                coordinates=self.system.coordinates,
                 judge=self.judge,
             )
             seconds = time.perf_counter() - start
@@ -235,6 +238,14 @@ class Recipe:
         step = self.at.phase_step if self.at.phase == "reinforcement" else 0
         self.log.log(step, {"stage": stage, **measured.metrics, "timing_s/testing": seconds}, phase="validation")
         self.progress.say(f"  {measured}" + "".join(f"; {count} left out: {why}" for why, count in problems.items()))
+
+    def _drawn(self) -> int:
+        """Questions drawn from the stream so far: the position in the data, whatever reads it."""
+        cold_start, batch = self.config.cold_start, self.config.trainer.prompts_per_step
+        if self.at.phase == "cold_start":
+            return self.at.phase_step * cold_start.batch_size
+        # The stream goes on behind the cold start's questions, whose answers the policy has been shown.
+        return (-(-cold_start.steps * cold_start.batch_size // batch) + self.at.phase_step) * batch
 
     def save(self) -> None:
         """Hands parameters, optimizer, position and results to Orbax, which writes them meanwhile."""
@@ -244,7 +255,8 @@ class Recipe:
             phase=at.phase,
             phase_step=at.phase_step,
             seed=self.config.seed,
-            data_position=at.phase_step,
+            data_position=self._drawn(),
+            data=self.system.data_identity,
             metrics_position=self.log.position,
             fingerprint=fingerprint(self.config),
             kl_controller={"coef": self.kl.coef},
@@ -292,6 +304,7 @@ class Recipe:
             state = self.learner.init_state(self.system.params())
             return state, programs.snapshot(state.params) if self.needs_reference else None, None
         saved, meta = found
+        check_same_data(meta.data, self.system.data_identity)
         self.at = Position(meta.phase, meta.phase_step, meta.step, dict(meta.results), dict(meta.seconds))
         if self.at.phase_step < self.config.trainer.steps:
             self.at.results.pop("final", None)  # a run that goes on is measured again at its new end

@@ -61,6 +61,7 @@ def validate(
     *,
     name: str,
     step: int,
+    coordinates: str = "normalized_1000",
     judge: JudgePool | None = None,
 ) -> Validation:
     """Answers all validation questions and writes them to `validation/<name>.jsonl`.
@@ -70,6 +71,7 @@ def validate(
       name: "before", "after_cold_start", "step_000050", "final".
       step: for the metrics only; the sampled answers draw the same random numbers in every validation, so that two
         validations differ by the policy alone.
+      coordinates: what the policy's boxes and points mean.
       judge: scores the reward types that need one.
     """
     trainer = config.trainer
@@ -91,7 +93,7 @@ def validate(
                 seed=config.seed,
                 step=0,
                 max_new_tokens=config.rollout.max_response_length,
-                coordinates=config.data.coordinates,
+                coordinates=coordinates,
                 # One answer per question: as many responses at once as in training.
                 groups_per_call=config.rollout.groups_per_call * config.rollout.n,
                 judge=judge,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import multiprocessing
+import os
 import time
 
 import numpy as np
 import pytest
 
-from vero_jax.config import DataConfig, MiniConfig
-from vero_jax.data import pipeline, prepare, schema
+from vero_jax.config import DataConfig, MiniConfig, MixtureConfig
+from vero_jax.data import pipeline, prepare, schema, selection
 from vero_jax.errors import UserError
 from vero_jax.types import DOMAINS, Example
 
@@ -147,24 +148,24 @@ def test_bad_rows_are_replaced_from_their_domain_and_counted(data, settings):
 
 
 def test_questions_for_a_judge_are_left_out_and_counted(data):
-    selection = pipeline.select_rows(data, "train")
+    chosen = selection.select_rows(data, "train")
     types = data.index("train", ["reward_type"])["reward_type"]
     judged = sum(kind in schema.JUDGE_TYPES for kind in types)
     assert judged > 0
-    assert len(selection.rows) == 240 - judged
-    assert sum(selection.dropped.values()) == judged
-    assert "judge" in str(selection)
-    assert selection.judged == 0
-    judging = pipeline.select_rows(data, "train", judge="openai")
+    assert len(chosen.rows) == 240 - judged
+    assert sum(chosen.dropped.values()) == judged
+    assert "judge" in str(chosen)
+    assert chosen.judged == 0
+    judging = selection.select_rows(data, "train", judge="openai")
     assert len(judging.rows) == 240 and judging.judged == judged
-    own = pipeline.select_rows(data, "train", own_types=schema.JUDGE_TYPES)
+    own = selection.select_rows(data, "train", own_types=schema.JUDGE_TYPES)
     assert len(own.rows) == 240 and own.judged == 0
     with pytest.raises(UserError, match="no question"):
-        pipeline.select_rows(data, "nowhere")
+        selection.select_rows(data, "nowhere")
 
 
 def test_a_selection_limits_what_is_drawn(data, settings):
-    everything = pipeline.select_rows(data, "train")
+    everything = selection.select_rows(data, "train")
     kept = dataclasses.replace(everything, rows=everything.rows[::3], domains=everything.domains[::3])
     allowed = {data.examples("train")[int(row)].id for row in kept.rows}
     with pipeline.QuestionStream(data, settings, batch_size=12, selection=kept) as stream:
@@ -172,7 +173,7 @@ def test_a_selection_limits_what_is_drawn(data, settings):
 
 
 def test_validation_is_every_row_once_in_order(data, settings):
-    wanted = ids([data.examples("val")[int(row)] for row in pipeline.select_rows(data, "val").rows])
+    wanted = ids([data.examples("val")[int(row)] for row in selection.select_rows(data, "val").rows])
     batches = list(pipeline.validation_batches(data, settings, batch_size=25))
     assert [name for batch in batches for name in ids(batch)] == wanted
     assert [len(batch) for batch in batches][:2] == [25, 25]
@@ -185,25 +186,77 @@ def test_validation_is_every_row_once_in_order(data, settings):
     assert {example.domain for example in picked} == set(DOMAINS)
 
 
-def test_state_names_the_place_and_refuses_other_data(data, settings):
-    stream = pipeline.QuestionStream(data, settings, batch_size=20)
-    state = stream.state(7)
-    assert state["samples"] == 140
-    assert stream.step_of(state) == 7
-    assert pipeline.QuestionStream(data, settings, batch_size=10).step_of(state) == 14
-    with pytest.raises(UserError, match="prompts_per_step"):
-        pipeline.QuestionStream(data, settings, batch_size=30).step_of(state)
-    with pytest.raises(UserError, match="seed"):
-        pipeline.QuestionStream(data, dataclasses.replace(settings, seed=0), batch_size=20).step_of(state)
-
-
 def test_a_domain_without_rows_is_dropped_from_the_mixture(data, settings):
-    everything = pipeline.select_rows(data, "train")
-    keep = [place for place, domain in enumerate(everything.domains) if domain != "stem"]
-    kept = dataclasses.replace(
-        everything, rows=everything.rows[keep], domains=tuple(everything.domains[place] for place in keep)
-    )
+    everything = selection.select_rows(data, "train")
+    keep = everything.domains != everything.names.index("stem")
+    kept = dataclasses.replace(everything, rows=everything.rows[keep], domains=everything.domains[keep])
     with pytest.warns(UserWarning, match="stem"):
         stream = pipeline.QuestionStream(data, settings, batch_size=10, selection=kept)
     assert "stem" not in stream.counts
     assert sum(stream.counts.values()) == 10
+
+
+def test_waiting_and_replacements_are_measured(data, settings):
+    with pipeline.QuestionStream(data, settings, batch_size=24, transform=only_even) as stream:
+        assert stream.metrics() == {"timing_s/data_wait": 0.0, "data/replaced": 0.0}
+        stream.batch(0)
+        assert stream.metrics()["timing_s/data_wait"] > 0
+        assert stream.metrics()["data/replaced"] == stream.problems["odd"] > 0
+
+
+@pytest.mark.parametrize("order", ["own", "rotating", "reference"])
+@pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (2, 0), (4, 0), (2, 2)])
+def test_the_order_is_the_same_for_any_number_of_hosts_and_workers(data, settings, order, hosts, workers):
+    mixture = MixtureConfig(rotate=order == "rotating", order="reference" if order == "reference" else "own")
+    config = dataclasses.replace(settings, mixture=mixture)
+    whole = pipeline.QuestionStream(data, config, batch_size=20)
+    steps = (11, 12)  # in the middle of an epoch, behind the first one of each domain
+    wanted = {step: ids(whole.batch(step)) for step in steps}
+    parts = []
+    for host in range(hosts):
+        with pipeline.QuestionStream(
+            data, dataclasses.replace(config, workers=workers), batch_size=20, start_step=11, host=host, hosts=hosts
+        ) as stream:
+            parts.append({step: ids(stream.batch(step)) for step in steps})
+    for step in steps:
+        assert [name for group in zip(*(part[step] for part in parts), strict=True) for name in group] == wanted[step]
+
+
+def test_questions_held_ready_fit_the_memory_that_is_given():
+    def ahead(megabytes: int, workers: int, largest: int) -> int:
+        return pipeline.read_ahead(DataConfig(read_ahead_mb=megabytes, workers=workers), largest, batch=256)
+
+    large = 100 * 2**20  # an image of 16 megapixels
+    assert ahead(1024, 0, large) == 10
+    assert ahead(1024, 2, large) == 2  # 2 workers, each with finished questions and a pipe
+    assert ahead(64, 2, large) == 1
+    assert ahead(1024, 0, 2**20) == 256 + pipeline.READ_AHEAD  # a whole batch
+    assert ahead(1024, 0, 0) == 256 + pipeline.READ_AHEAD
+
+
+PROMPT_BYTES = 16 * 2**20
+
+
+def sixteen_megabytes(example: Example) -> np.ndarray:
+    return np.ones(PROMPT_BYTES, np.uint8)
+
+
+def resident(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_questions_held_ready_stay_within_the_memory_that_is_given(data, settings):
+    config = dataclasses.replace(settings, workers=2, read_ahead_mb=256)
+    chosen = dataclasses.replace(selection.select_rows(data, "train"), largest_prompt=PROMPT_BYTES)
+    before = resident(os.getpid())
+    with pipeline.QuestionStream(data, config, batch_size=4, transform=sixteen_megabytes, selection=chosen) as stream:
+        for step in range(3):
+            stream.batch(step)
+        time.sleep(4)  # for everything that may be read ahead
+        workers = [resident(child.pid) for child in multiprocessing.active_children() if child.pid]
+        grown = resident(os.getpid()) - before + sum(workers)
+    assert len(workers) == 2
+    # What is given, what each of 2 x 2 threads has in hand, twice for the way through the pipe, and two Pythons.
+    assert grown < (256 + 2 * 4 * 16 + 2 * 400) * 2**20

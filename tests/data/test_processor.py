@@ -18,8 +18,10 @@ from tests.conftest import golden_dir
 from vero_jax.config import BuildConfig
 from vero_jax.data import geometry, images
 from vero_jax.data.chat import QWEN_TEMPLATE, ChatTemplate, PromptError, conversation
+from vero_jax.data.folder_settings import write_system_prompt
 from vero_jax.data.policy_folder import write_policy_files
 from vero_jax.data.processor import Processor
+from vero_jax.data.prompts import system_prompt
 from vero_jax.errors import UserError
 from vero_jax.types import Example, Video
 
@@ -177,6 +179,57 @@ def test_the_system_prompt_comes_first_and_joins_an_existing_one(folder):
     assert text == "<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     turns = conversation([{"role": "system", "content": "Own."}, {"role": "user", "content": "Hi"}], 0, "Think.")
     assert [turn["content"] for turn in turns] == ["Think.\n\nOwn.", "Hi"]
+
+
+def test_a_template_that_asks_for_the_format_gets_no_second_system_prompt(folder, tmp_path):
+    text = system_prompt("think_answer")
+    assert Processor.from_folder(folder, system_prompt=text).system_prompt == text
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    template = (own / "chat_template.jinja").read_text()
+    asks = "{{- '<|im_start|>system\\nThink in <think>, answer in <answer>.<|im_end|>\\n' -}}"
+    (own / "chat_template.jinja").write_text(f"{asks}\n{template}")
+    processor = Processor.from_folder(own, system_prompt=text)
+    assert processor.system_prompt == ""
+    prompt = processor.chat([{"role": "user", "content": "How many?"}])
+    assert processor.tokenizer.decode(prompt.token_ids, skip_special_tokens=False).count("<answer>") == 1
+    # Another kind of system prompt says something that the template does not.
+    assert Processor.from_folder(own, system_prompt="Be short.").system_prompt == "Be short."
+
+
+def test_a_system_prompt_can_become_the_templates_own(folder, tmp_path):
+    text = 'Say "x\\boxed{1}\\n"\nin <think>, it\'s in <answer> {{ 1 }} \U0001f600 é.'
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    (own / "chat_template.json").write_text(json.dumps({"chat_template": "older"}))
+    write_system_prompt(own, text)
+    assert "older" not in (own / "chat_template.json").read_text()
+
+    def rendered(where, turns, system=""):
+        processor = Processor.from_folder(where, system_prompt=system)
+        return processor.template.render(conversation(turns, 0, processor.system_prompt))
+
+    question = [{"role": "user", "content": "How many?"}]
+    assert rendered(own, question) == rendered(folder, question, text)
+    assert rendered(own, question, text) == rendered(folder, question, text)
+    system = [{"role": "system", "content": "Be short."}, *question]
+    assert rendered(own, system) == rendered(folder, system)
+
+
+def test_questions_for_places_speak_of_the_policys_coordinates(folder):
+    truth = '[{"bbox_2d": [0, 0, 8, 8]}]'
+    question = "<image>\nGive point_2d in absolute pixel coordinates."
+
+    def text(kind, **options):
+        asked = dataclasses.replace(example(question, png(64, 64)), reward_type=kind, ground_truth=truth)
+        processor = Processor.from_folder(folder, **options)
+        return processor.decode(processor.prompt(asked).token_ids)
+
+    assert "0 to 1000" in text("clicking", coordinates="auto")  # a Qwen3-VL
+    assert "0 to 1000" in text("clicking", coordinates="normalized_1000")
+    assert "pixel" in text("clicking", coordinates="pixels")
+    assert "pixel" in text("clicking")  # left alone where nothing is said
+    assert "pixel" in text("string_match", coordinates="normalized_1000")
 
 
 def test_chat_puts_unmarked_images_before_the_first_question(processor):

@@ -72,8 +72,13 @@ def test_missing_id_falls_back_to_extra_info_then_to_the_row():
 
 def test_extra_info_is_kept_with_unknown_keys_and_without_nan():
     extra = {**_row()["extra_info"], "tolerance": float("nan"), "pass_rate": 0.5, "nested": {"a": [1, 2]}}
-    got = parse(_row(extra_info=extra, surplus=1)).extra_info
-    assert got == {**extra, "tolerance": None}
+    assert parse(_row(extra_info=extra)).extra_info == {**extra, "tolerance": None}
+
+
+def test_small_extra_columns_go_along_in_extra_info_and_never_replace_it():
+    extra = {**_row()["extra_info"], "level": "easy", "hint": None}
+    row = _row(extra_info=extra, level="hard", hint="look", score=0.5, flag=True, text="x" * 501, blob=b"x", nested={})
+    assert parse(row).extra_info == {**extra, "hint": "look", "score": 0.5, "flag": True}
 
 
 def test_documented_aliases_of_reward_types_are_understood():
@@ -90,7 +95,16 @@ def test_documented_aliases_of_reward_types_are_understood():
         ({"image": None, "images": []}, "no image"),
         ({"prompt": None, "extra_info": {"reward_type": "numeric"}}, "no question"),
         ({"prompt": [{"role": "user", "content": "<image><image>"}]}, "image markers do not match the images"),
-        ({"extra_info": {"question": "q"}}, "no reward type"),
+        ({"image": 5}, "image of a wrong type"),
+        ({"image": [1, 2]}, "image of a wrong type"),
+        ({"image": {"bytes": "no base64!", "path": None}}, "image not readable"),
+        ({"image": "https://example.org/a.png"}, "image is a web address"),
+        ({"image": "a\0b.png"}, "image file missing"),
+        ({"videos": ["a.mp4"]}, "videos are not read"),
+        ({"prompt": 5, "extra_info": {"reward_type": "numeric"}}, "no question"),
+        ({"reward_model": "A"}, "reward_model is no object"),
+        ({"extra_info": ["A"]}, "extra_info is no object"),
+        ({"reward_model": {"ground_truth": None}, "extra_info": {}}, "empty ground truth"),
         ({"ability": None}, "no ability"),
         ({"reward_model": None}, "empty ground truth"),
         ({"extra_info": {"question": "q", "reward_type": "grounding"}}, "ground truth without boxes"),
@@ -105,6 +119,89 @@ def test_unusable_rows_name_their_reason(changes, reason):
     with pytest.raises(schema.RowError) as caught:
         parse(_row(**changes))
     assert caught.value.reason == reason
+
+
+def test_a_row_without_a_reward_type_gets_a_guessed_one_and_is_marked():
+    choice = _row(prompt="Which?\nA. cat\nB. dog", extra_info={"question": "Which?"})
+    for row in (choice, _row(prompt="Which?\nA. cat\nB. dog", extra_info={"reward_type": None})):
+        example = parse(row)
+        assert example.reward_type == "multiple_choice"
+        assert example.extra_info["reward_type_guessed"] is True
+    assert "reward_type_guessed" not in parse(_row()).extra_info
+
+
+def test_an_odd_ground_truth_is_kept_and_marked():
+    example = parse(_row(reward_model={"ground_truth": "the cat"}))
+    assert example.ground_truth == "the cat"
+    assert example.extra_info["ground_truth_doubt"] == "multiple choice without a letter"
+    assert "ground_truth_doubt" not in parse(_row()).extra_info
+
+
+def test_a_row_without_the_column_ability_is_of_the_custom_domain():
+    row = _row()
+    del row["ability"]
+    assert parse(row).domain == schema.CUSTOM_DOMAIN == "custom"
+
+
+def test_objects_may_be_json_texts():
+    row = _row(reward_model='{"ground_truth": "B"}', extra_info='{"reward_type": "string_match", "level": 3}')
+    example = parse(row)
+    assert (example.ground_truth, example.reward_type) == ("B", "string_match")
+    assert example.extra_info["level"] == 3
+    assert parse(_row(prompt=json.dumps([USER]))).messages == (USER,)
+
+
+def test_ground_truths_that_are_no_text_become_text():
+    boxes = [{"bbox_2d": [1, 2, 3, 4], "label": "ü"}]
+    for truth, text in (
+        (5, "5"),
+        (1.5, "1.5"),
+        (["a", "b"], '["a", "b"]'),
+        (boxes, json.dumps(boxes, ensure_ascii=False)),
+    ):
+        row = _row(reward_model={"ground_truth": truth}, extra_info={"reward_type": "string_match"})
+        assert parse(row).ground_truth == text
+
+
+@pytest.mark.parametrize("stored", [{"images": []}, {}, {"image": []}])
+def test_a_row_with_an_empty_list_or_no_image_column_is_a_question_of_text(stored):
+    row = {**{key: value for key, value in _row(prompt="What is 1 + 1?").items() if key != "image"}, **stored}
+    example = parse(row)
+    assert example.images == ()
+    assert example.messages == ({"role": "user", "content": "What is 1 + 1?"},)
+    assert schema.from_features(schema.to_features(example, [])) == example
+
+
+def test_text_rows_with_a_marker_are_refused():
+    with pytest.raises(schema.RowError, match="1 markers, 0 images"):
+        parse(_row(image=[], prompt="<image>What?"))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [b"one", b"two"],
+        [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": "b.png"}],
+        [{"bytes": "b25l"}, "data:image/png;base64,dHdv"],
+        ["one.png", {"path": "two.png"}],
+        ["file://one.png", {"type": "image", "image": "two.png"}],
+    ],
+)
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_several_images_in_every_stored_form(stored, column):
+    row = {key: value for key, value in _row(prompt="<image> or <image>?").items() if key != "image"}
+    files = {"one.png": b"one", "two.png": b"two"}
+    example = schema.parse_row({**row, column: stored}, "x", files.__getitem__)
+    assert example.images == (b"one", b"two")
+
+
+def test_pictures_inside_the_parts_of_a_message_are_taken_where_no_column_has_them():
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,b25l"}}
+    parts = [url, {"type": "image", "image": b"two", "text": None}, {"type": "text", "text": "Same?", "image": None}]
+    row = {key: value for key, value in _row().items() if key != "image"}
+    example = parse({**row, "prompt": [{"role": "user", "content": parts}]})
+    assert example.images == (b"one", b"two")
+    assert example.messages[0]["content"] == "<image><image>Same?"
 
 
 def test_instructions_may_be_encoded_twice_or_as_a_python_literal():

@@ -53,6 +53,8 @@ class Origin:
     tensors: Checkpoint | None = None
     layout: Layout | None = None
     params: ParamReader | None = None
+    system_prompt: str = ""
+    """`data.system_prompt` of a run."""
 
     @property
     def shapes(self) -> dict[ParamPath, tuple[int, ...]]:
@@ -134,4 +136,5 @@ def _open_run(run: Path, step: int | None) -> Iterator[Origin]:
             "put back the folder that the run began with"
         )
     dtypes = {path: saved.param_dtype(path) for path in saved.paths}
-    yield Origin("run", folder, model_def, source_experts(folder, model_def), dtypes, params=saved)
+    experts, prompt = source_experts(folder, model_def), config.data.system_prompt
+    yield Origin("run", folder, model_def, experts, dtypes, params=saved, system_prompt=prompt)

@@ -3,15 +3,26 @@
 TFDS's stock writer holds a split in memory and spills to disk through TensorFlow once it passes 1000 MiB, which every
 source of Vero-600K does. The builders here stream through `SequentialWriter` instead: order is kept, memory stays flat.
 Beside the records, each split gets a small index (Parquet): what selection and mixing need without touching images.
+
+Importing this module registers the builders, so that TFDS finds prepared data by name:
+
+    import tensorflow_datasets as tfds
+    import vero_jax.data.builder
+    rows = tfds.data_source("vero_600k/stem-mmk12", data_dir="<the folder given as --out>", split="train")
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
+import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +32,52 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
 from vero_jax.data import images, mini, schema
+from vero_jax.data.prepared import INDEX_SCHEMA, VERSION, index_name
 from vero_jax.data.readers import Row
-from vero_jax.types import DOMAINS, Example
+from vero_jax.data.report import Report
+from vero_jax.types import Example
 
-FORMAT = 1
-"""Raised when prepared files of an earlier version of this module can no longer be read."""
 ROWS_PER_SHARD = 1024
 ROWS_PER_WRITE = 64  # the writer rewrites its metadata at every call; fewer rows when their images are large
 BYTES_PER_WRITE = 32 << 20
-FULL_CHECK_PIXELS = 64_000_000
+INDEX_ROWS = 4096  # a row group of the index
+CHECK_THREADS = 2  # decoding, most of the work, leaves Python's lock alone
+CHECK_AHEAD = 8  # rows being checked or waiting to be written
+FULL_CHECK_PIXELS = 40_000_000
 """Images up to this size are decoded once while preparing; of larger ones only the header is read."""
+JPEG_START = 16384  # bytes of its pixels that are decoded
+JPEG_TAIL = 1024  # some cameras and sites write a little after the end
+ALONE_PIXELS = 12_000_000
+"""Larger images are decoded one at a time, so that threads do not multiply the memory for their pixels."""
+_ALONE = threading.Lock()
 
 
 @dataclasses.dataclass
 class SourceConfig(tfds.core.BuilderConfig):
     """One folder of the hub (or one JSONL file, or one built-in source): its name and, per split, its rows."""
 
-    rows: dict[str, Callable[[], Iterator[Row]]] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Callable[[], Iterator[Row]]] = dataclasses.field(default_factory=dict)
+    tick: Callable[[str, int], None] = lambda split, rows: None
+    """Hears of every few rows: the split, and how many rows of it were read."""
 
 
 class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """Writes the rows of a `SourceConfig` in order, leaves out the unusable ones and counts them."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(VERSION)
     code_path = None  # no checksum files lie beside this module; the search for them needs one more package
 
     def __init__(self, *, config: SourceConfig, data_dir: str | Path):
         self.report = Report()
+        self.counts: dict[str, int] = {}
+        """Rows written by split."""
+        self._content = hashlib.sha256()
         super().__init__(config=config, data_dir=str(data_dir), file_format="array_record")
+
+    @property
+    def content(self) -> str:
+        """A hash of all rows written, their images included."""
+        return self._content.hexdigest()[:16]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -72,7 +101,7 @@ class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         return {split: self._generate_examples(split) for split in self.builder_config.rows}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from ((place, features) for place, (_, features, _) in enumerate(self._usable(split)))
+        yield from ((place, row.features) for place, row in enumerate(self._usable(split)))
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[Any]:
         """Streams every split to disk; splits without a usable row are left out."""
@@ -80,16 +109,18 @@ class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         info = self._info()  # one that knows the folder TFDS works in until all is written
         writer = tfds.core.SequentialWriter(info, ROWS_PER_SHARD, file_format="array_record")
         for split in self.builder_config.rows:
-            index = _Index(Path(self.data_dir).parent.parent.parent / f"index-{split}.parquet")
-            usable = self._usable(split)
             started = False
-            while chunk := _chunk(usable):
-                if not started:
-                    writer.initialize_splits([split])
-                    started = True
-                writer.add_examples({split: [features for _, features, _ in chunk]})
-                index.add([(example, sizes) for example, _, sizes in chunk])
-            index.close()
+            with _Index(Path(self.data_dir) / index_name(split)) as index:
+                usable = self._usable(split)
+                while chunk := _chunk(usable):
+                    if not started:
+                        writer.initialize_splits([split])
+                        started = True
+                    writer.add_examples({split: [row.features for row in chunk]})
+                    for row in chunk:
+                        index.add(row.example, row.sizes)
+                        self._content.update(f"{split} {row.digest}\n".encode())
+                    self.counts[split] = self.counts.get(split, 0) + len(chunk)
         writer.close_all()
         return list(info.splits.values())
 
@@ -99,29 +130,81 @@ class _StreamingBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     def _log_download_done(self) -> None:
         """The table of rows says it."""
 
-    def _usable(self, split: str) -> Iterator[_Usable]:
-        for fallback_id, row, read_file in self.builder_config.rows[split]():
+    def _usable(self, split: str) -> Iterator[_Checked]:
+        """The rows of a split that can be used, in order; the others are counted."""
+        number = 0
+        for (fallback_id, row, _), checked in _in_threads(self.builder_config.rows[split](), _check):
+            number += 1
+            if number % ROWS_PER_WRITE == 0:
+                self.builder_config.tick(split, number)
             try:
-                example = schema.parse_row(row, fallback_id, read_file)
-                sizes = [image_size(data) for data in example.images]
+                usable = checked.result()
             except (schema.RowError, images.ImageError) as error:
-                self.report.drop(split, str(row.get("data_source")), error.reason, str(row.get("id") or fallback_id))
+                self.report.drop(split, row, error.reason, str(row.get("id") or fallback_id))
                 continue
-            self.report.keep(split, example)
-            yield example, schema.to_features(example, sizes), sizes
+            self.report.keep(split, usable.example)
+            yield usable
+        self.builder_config.tick(split, number)
 
 
-_Usable = tuple[Example, dict[str, Any], list[tuple[int, int]]]
-"""(example, its features, the sizes of its images)"""
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """A row that can be used."""
+
+    example: Example
+    sizes: list[tuple[int, int]]
+    """(width, height) of its images."""
+    features: dict[str, Any]
+    digest: str
+    """Of all its content."""
 
 
-def _chunk(rows: Iterator[_Usable]) -> list[_Usable]:
+def _check(row: Row) -> _Checked:
+    """Reads and checks a row. Raises `RowError` or `ImageError`."""
+    fallback_id, columns, read_file = row
+    example = schema.parse_row(columns, fallback_id, read_file)
+    sizes = [image_size(data) for data in example.images]
+    features = schema.to_features(example, sizes)
+    # A checksum for the images: it only has to tell other data from the same, and reads them at 2 GB/s.
+    pictures = [(len(data), zlib.crc32(data)) for data in example.images]
+    text = json.dumps({**features, "images": pictures}, ensure_ascii=False, sort_keys=True)
+    return _Checked(example, sizes, features, hashlib.sha256(text.encode("utf-8")).hexdigest())
+
+
+def _in_threads(rows: Iterator[Row], work: Callable[[Row], _Checked]) -> Iterator[tuple[Row, Future[_Checked]]]:
+    """Each row with its `work`, in order, a few rows ahead; images of at most `BYTES_PER_WRITE` wait, or one row."""
+    waiting: collections.deque[tuple[Row, Future[_Checked], int]] = collections.deque()
+    held = 0
+    with ThreadPoolExecutor(CHECK_THREADS) as pool:
+        for row in rows:
+            size = _stored_bytes(row[1])
+            while waiting and (len(waiting) >= CHECK_AHEAD or held + size > BYTES_PER_WRITE):
+                first, result, its_size = waiting.popleft()
+                held -= its_size
+                yield first, result
+            waiting.append((row, pool.submit(work, row), size))
+            held += size
+        while waiting:
+            first, result, _ = waiting.popleft()
+            yield first, result
+
+
+def _stored_bytes(row: Mapping[str, Any]) -> int:
+    """Bytes of the images that a stored row holds (not of those that it names)."""
+    stored = row.get("image") if row.get("image") is not None else row.get("images")
+    items = stored if isinstance(stored, (list, tuple)) else [stored]
+    return sum(
+        len(item["bytes"]) for item in items if isinstance(item, Mapping) and isinstance(item.get("bytes"), bytes)
+    )
+
+
+def _chunk(rows: Iterator[_Checked]) -> list[_Checked]:
     """The next rows to write at once; none at the end."""
-    chunk: list[_Usable] = []
+    chunk: list[_Checked] = []
     held = 0
     for row in itertools.islice(rows, ROWS_PER_WRITE):
         chunk.append(row)
-        held += sum(len(data) for data in row[0].images)
+        held += sum(len(data) for data in row.example.images)
         if held >= BYTES_PER_WRITE:
             break
     return chunk
@@ -139,106 +222,74 @@ class VeroMini(_StreamingBuilder):
     name = "vero_mini"
 
 
-@dataclasses.dataclass
-class Report:
-    """What became of the rows: kept by (split, source, domain, reward type), dropped by (split, source, reason)."""
-
-    kept: collections.Counter[tuple[str, str, str, str]] = dataclasses.field(default_factory=collections.Counter)
-    dropped: collections.Counter[tuple[str, str, str]] = dataclasses.field(default_factory=collections.Counter)
-    examples: dict[tuple[str, str, str], str] = dataclasses.field(default_factory=dict)
-    """For every entry of `dropped`, the id of the first such row."""
-
-    def keep(self, split: str, example: Example) -> None:
-        self.kept[split, example.source, example.domain, example.reward_type] += 1
-
-    def drop(self, split: str, source: str, reason: str, row_id: str) -> None:
-        self.dropped[split, source, reason] += 1
-        self.examples.setdefault((split, source, reason), row_id)
-
-    def merge(self, other: Report) -> None:
-        self.kept.update(other.kept)
-        self.dropped.update(other.dropped)
-        self.examples = {**other.examples, **self.examples}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kept": [[*key, count] for key, count in self.kept.items()],
-            "dropped": [[*key, count, self.examples[key]] for key, count in self.dropped.items()],
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Report:
-        report = cls()
-        for split, source, domain, reward_type, count in value["kept"]:
-            report.kept[split, source, domain, reward_type] = count
-        for split, source, reason, count, row_id in value["dropped"]:
-            report.dropped[split, source, reason] = count
-            report.examples[split, source, reason] = row_id
-        return report
-
-    def unknown(self) -> list[str]:
-        """A line for every reward type or domain that the recipe does not know."""
-        types: collections.Counter[str] = collections.Counter()
-        domains: collections.Counter[str] = collections.Counter()
-        for (_, _, domain, reward_type), count in self.kept.items():
-            if reward_type not in schema.REWARD_TYPES:
-                types[reward_type] += count
-            if domain not in DOMAINS:
-                domains[domain] += count
-        lines = [
-            f"unknown reward type {name!r}: {count} rows, checked by the default rule" for name, count in types.items()
-        ]
-        return lines + [
-            f"unknown domain {name!r}: {count} rows, drawn only if it has a weight" for name, count in domains.items()
-        ]
-
-
-class _Index:
+class _Index(contextlib.AbstractContextManager["_Index"]):
     """The Parquet file of a split that holds everything but the images."""
 
-    SCHEMA = pa.schema(
-        [
-            ("id", pa.string()),
-            ("domain", pa.string()),
-            ("source", pa.string()),
-            ("reward_type", pa.string()),
-            ("widths", pa.list_(pa.int32())),
-            ("heights", pa.list_(pa.int32())),
-            ("messages", pa.string()),
-        ]
-    )
-
     def __init__(self, path: Path):
-        self._writer = pq.ParquetWriter(path, self.SCHEMA)
+        self._writer = pq.ParquetWriter(path, INDEX_SCHEMA)
+        self._rows: list[dict[str, Any]] = []
 
-    def add(self, rows: Sequence[tuple[Example, list[tuple[int, int]]]]) -> None:
-        columns: dict[str, list[Any]] = {
-            "id": [example.id for example, _ in rows],
-            "domain": [example.domain for example, _ in rows],
-            "source": [example.source for example, _ in rows],
-            "reward_type": [example.reward_type for example, _ in rows],
-            "widths": [[width for width, _ in sizes] for _, sizes in rows],
-            "heights": [[height for _, height in sizes] for _, sizes in rows],
-            "messages": [json.dumps(list(example.messages), ensure_ascii=False) for example, _ in rows],
-        }
-        self._writer.write_table(pa.table(columns, schema=self.SCHEMA))
+    def add(self, example: Example, sizes: Sequence[tuple[int, int]]) -> None:
+        self._rows.append(
+            {
+                "id": example.id,
+                "domain": example.domain,
+                "source": example.source,
+                "reward_type": example.reward_type,
+                "widths": [width for width, _ in sizes],
+                "heights": [height for _, height in sizes],
+                "messages": json.dumps(list(example.messages), ensure_ascii=False),
+            }
+        )
+        if len(self._rows) == INDEX_ROWS:
+            self._flush()
 
-    def close(self) -> None:
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA))
+        self._rows = []
+
+    def __exit__(self, *exception: object) -> None:
+        self._flush()
         self._writer.close()
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) as stored, after the pixels were decoded once.
+    """(width, height) as stored, after the pixels were decoded once; of a complete JPEG, the first of them.
 
     Raises:
       images.ImageError: no image, a broken one, or one that is too large.
     """
     image = images.open_image(data)
     size = image.size
-    if size[0] * size[1] <= FULL_CHECK_PIXELS:
-        image.draft("L", (size[0] // 8, size[1] // 8))  # JPEG: every byte is read, few pixels are made
-        images.to_rgb(image)
+    if size[0] * size[1] > FULL_CHECK_PIXELS:
+        return size
+    if (start := _start_of_jpeg(data)) is not None:
+        image = images.open_image(start)
+    image.draft("L", (size[0] // 8, size[1] // 8))  # JPEG: few pixels are made of what is read
+    with _ALONE if image.width * image.height > ALONE_PIXELS else contextlib.nullcontext():
+        try:
+            image.load()
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # as for `images.to_rgb`
+            raise images.ImageError("image not readable", f"{size[0]}x{size[1]} {image.mode}: {error}") from error
+        images.to_rgb(image.crop((0, 0, 1, 1)))  # converting every pixel would take more time and memory than decoding
     return size
+
+
+def _start_of_jpeg(data: bytes) -> bytes | None:
+    """All tables and the first pixels of a JPEG whose end is there, as a JPEG of its own; None for anything else.
+
+    Decoding all of it was more than half of the time of preparing, and finds no more: the decoder complains of tables,
+    of kinds of coding that it does not know and of data that ends early, and makes grey of broken pixels in silence.
+    """
+    end = b"\xff\xd9"
+    if data[:3] != b"\xff\xd8\xff" or data.rfind(end, -JPEG_TAIL) < 0:
+        return None
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        if data[place + 1] == 0xDA:  # the pixels begin here
+            return data[: place + JPEG_START] + end
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return None
 
 
 def mini_configs(sizes: Mapping[str, int], seed: int) -> list[SourceConfig]:

@@ -226,6 +226,17 @@ class ChatTemplate:
             raise PromptError("chat template refuses the messages", f"{self.place} has no place for {words}")
 
 
+def template_with_system_prompt(source: str, text: str) -> str:
+    """A chat template that begins with a system turn of this text where a conversation does not begin with one."""
+    turn = "[{'role': 'system', 'content': " + ascii(text) + "}]"  # Jinja reads Python's escapes
+    return (
+        "{%- if not messages or messages[0].role != 'system' -%}\n"
+        f"    {{%- set messages = {turn} + messages -%}}\n"
+        "{%- endif -%}\n"
+        f"{source}"
+    )
+
+
 def _raise_template_error(message: str) -> NoReturn:
     import jinja2
 

@@ -6,6 +6,7 @@ chat_template.json; transformers 5 nests the first two in processor_config.json 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from vero_jax.data import geometry
-from vero_jax.data.chat import ChatTemplate
+from vero_jax.data.chat import ChatTemplate, template_with_system_prompt
+from vero_jax.data.coordinates import Coordinates
 from vero_jax.data.images import ImageSettings
 from vero_jax.data.tokenizer import read_json
 from vero_jax.data.videos import VideoSettings
@@ -28,6 +30,14 @@ VIDEO_LIMITS: Mapping[str, Literal["video", "frame"]] = {
     "qwen2_5_vl": "frame",
 }
 """What the pixel limits of a family's videos count; families that are not listed take no videos here."""
+
+
+COORDINATES: Mapping[str, Coordinates] = {
+    "qwen3_vl": "normalized_1000",
+    "qwen3_vl_moe": "normalized_1000",
+    "qwen2_5_vl": "pixels",
+}
+"""What the boxes and points of a family mean that its authors trained: thousandths, or pixels of the resized image."""
 
 
 def read_if_there(path: Path) -> dict[str, Any]:
@@ -94,6 +104,23 @@ def read_template(folder: Path, tokenizer_config: Mapping[str, Any], special: Ma
     if not source:
         raise UserError(f"{folder} has no chat template: it needs chat_template.jinja (or .json)")
     return ChatTemplate(source, str(folder / "tokenizer_config.json"), special)
+
+
+def write_system_prompt(folder: Path, text: str) -> None:
+    """Makes `text` the system prompt of a folder's chat template, for conversations that bring none of their own.
+
+    A policy is served as it was trained, by whatever program reads the folder.
+
+    Raises:
+      UserError: the folder has no chat template.
+    """
+    values = read_if_there(folder / "tokenizer_config.json")
+    template = read_template(folder, values, special_tokens(values))
+    source = template_with_system_prompt(template.source, text)
+    (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
+    older = folder / "chat_template.json"
+    if older.is_file():
+        older.write_text(json.dumps({"chat_template": source}, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def read_image_settings(

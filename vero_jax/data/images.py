@@ -6,8 +6,10 @@ filter in floats moves pixels near edges by up to 29 levels. Pillow is imported 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import threading
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_PIXELS = 400_000_000
 """Largest stored image that is decoded. Real training data has pictures of 231 million pixels, above Pillow's limit."""
+
+LARGE_PIXELS = 32_000_000
+"""Stored images from this size on are decoded one at a time in each process, so that memory stays bounded."""
+_LARGE = threading.Lock()
 
 Background = Literal["white", "reference"]
 
@@ -218,6 +224,8 @@ class StillImage:
 
     def patches(self, background: Background) -> UInt8[np.ndarray, "P E"]:
         """Decodes, resizes and cuts the image. Raises `ImageError`."""
-        pixels = resize(to_rgb(self.image, background), self.height, self.width)
+        large = self.image.width * self.image.height >= LARGE_PIXELS
+        with _LARGE if large else contextlib.nullcontext():
+            pixels = resize(to_rgb(self.image, background), self.height, self.width)
         settings = self.settings
         return patchify(pixels, settings.patch_size, settings.merge_size, settings.temporal_patch_size)

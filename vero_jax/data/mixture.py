@@ -1,23 +1,24 @@
-"""Domain mixture: which domain, and which of its questions, stands at each place of the training stream.
+"""Domain mixture: how often each domain is drawn, and how many of its questions every batch holds.
 
-Every batch holds the same exact number of questions of each domain. A domain hands out its questions in an order of its
-own, all of them once before any of them again. Both are functions of (seed, place), so the stream can be entered
-anywhere and a position is one integer: the number of questions drawn so far.
+The weights are the user's, or follow from a measure of the domains as in the paper's other mixtures. `order.py` says
+which questions these are.
 """
 
 from __future__ import annotations
 
-import functools
+import difflib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int64
 
+from vero_jax.config import DataConfig
 from vero_jax.errors import UserError
+from vero_jax.types import DOMAINS
 
 
 def parse_weights(value: str | Mapping[str, float] | Sequence[Any]) -> dict[str, float]:
@@ -83,6 +84,13 @@ def present_weights(weights: Mapping[str, float], available: Mapping[str, int]) 
             f"none of the domains {list(weights)} has rows; the data has {sorted(name for name in available)}: "
             "change data.domain_weights"
         )
+    for name in absent:
+        if name not in DOMAINS:
+            near = difflib.get_close_matches(name, [*available], 1)
+            raise UserError(
+                f"the weights name the domain {name!r}, which the data has not; "
+                + (f"did you mean {near[0]!r}?" if near else f"it has {sorted(available)}")
+            )
     if absent:
         warnings.warn(f"domains without rows are left out of the mixture: {', '.join(absent)}", stacklevel=2)
     if unused:
@@ -106,64 +114,63 @@ def batch_counts(weights: Sequence[float], batch_size: int) -> list[int]:
     return counts
 
 
-class Mixture:
-    """The place of every sample: sample number -> (domain number, number in that domain's own endless order).
+def rotating_counts(weights: Sequence[float], batch_size: int, batches: int) -> Int64[np.ndarray, "batches D"]:
+    """Questions of each domain in the first `batches` batches, where the places that do not divide go round.
+
+    Every batch has each domain's share rounded down or up, and after any number of batches no domain is more than two
+    questions away from its share (systematic sampling of the places left, from a start that moves by the golden ratio).
+    """
+    shares = np.asarray(weights, np.float64) / sum(weights) * batch_size
+    whole = np.floor(shares + 1e-9)
+    ends = np.round(np.cumsum(np.clip(shares - whole, 0, None)), 9)
+    start = np.arange(batches)[:, None] * ((math.sqrt(5) - 1) / 2) % 1
+    reached = np.floor(np.concatenate([np.zeros((batches, 1)), np.broadcast_to(ends, (batches, len(ends)))], 1) + start)
+    return (whole + np.diff(reached, axis=1)).astype(np.int64)
+
+
+def measure_exponent(measures: Sequence[float], max_ratio: float) -> float:
+    """The a for which the largest of measure ** a is `max_ratio` times the smallest; 0 where all are equal."""
+    spread = math.log(max(measures) / min(measures))
+    return math.log(max_ratio) / spread if spread else 0.0
+
+
+def domain_weights(
+    data_cfg: DataConfig, available: Mapping[str, int], mean_areas: Callable[[], Mapping[str, float]]
+) -> dict[str, float]:
+    """The weights of the domains that are drawn, summing to 1, in the order in which they take part.
 
     Args:
-      counts: questions of each domain in a batch.
-      seed: of the order inside each batch.
+      data_cfg: `domain_weights` and `mixture`.
+      available: rows of each domain that has some.
+      mean_areas: gives the mean image area of each domain; called where the weights are made of it.
+
+    Raises:
+      UserError: no domain with a weight has rows, or a domain lacks its measure.
     """
+    mixture = data_cfg.mixture
+    known = [name for name in DOMAINS if name in available]
+    names = known + [name for name in available if name not in DOMAINS and (not known or name in mixture.domains)]
+    if mixture.weighting == "given":
+        usual = data_cfg.domain_weights == dict.fromkeys(DOMAINS, 1.0)
+        named = mixture.domains or (usual and not known)  # wanted by name, or data of somebody's own domains
+        weights = dict.fromkeys(names, 1.0) if named and usual else data_cfg.domain_weights
+        wanted = {name: weight for name, weight in parse_weights(weights).items() if _takes_part(name, data_cfg)}
+        return present_weights(wanted or parse_weights(weights), available)
+    if mixture.weighting == "rows":
+        return present_weights({name: float(available[name]) for name in names}, available)
+    measures = dict(mean_areas()) if mixture.weighting == "area" else dict(mixture.measures)
+    if mixture.weighting == "difficulty":
+        measures = {name: 1 - accuracy for name, accuracy in measures.items()}
+    for name in names:
+        if not measures.get(name, 0.0) > 0:
+            raise UserError(
+                f"data.mixture.weighting={mixture.weighting} has no measure above 0 for the domain {name!r}: give "
+                f"data.mixture.measures.{name}, or leave the domain out with data.mixture.leave_out"
+            )
+    exponent = measure_exponent([measures[name] for name in names], mixture.max_ratio)
+    return present_weights({name: measures[name] ** exponent for name in names}, available)
 
-    def __init__(self, counts: Sequence[int], seed: int):
-        self.counts = tuple(counts)
-        self.batch_size = sum(counts)
-        self.seed = seed
 
-    def __getitem__(self, sample: int) -> tuple[int, int]:
-        batch, place = divmod(sample, self.batch_size)
-        domain, offset = _batch_order(self.counts, self.seed, batch)[place]
-        return domain, batch * self.counts[domain] + offset
-
-
-@functools.lru_cache(maxsize=16)
-def _batch_order(counts: tuple[int, ...], seed: int, batch: int) -> list[tuple[int, int]]:
-    """(domain, which of the domain's questions in this batch) of each place in a batch, shuffled."""
-    slots = [(domain, offset) for domain, count in enumerate(counts) for offset in range(count)]
-    order = np.random.default_rng((seed, batch)).permutation(len(slots))
-    return [slots[place] for place in order]
-
-
-def reference_epochs(
-    owner: Int32[np.ndarray, "rows"], weights: Sequence[float], batch_size: int, seed: int
-) -> Iterator[Int64[np.ndarray, "batches B"]]:
-    """The exact stream of the reference's sampler, epoch after epoch: row numbers of every batch.
-
-    One generator per epoch, seeded with seed + epoch, permutes every domain in order, permutes a domain again as soon
-    as it is used up, and shuffles each batch. An epoch has floor(rows / batch_size) batches and drops what is left.
-
-    Args:
-      owner: number of the domain of each row.
-      weights: by domain number; all domains must have rows.
-    """
-    counts = batch_counts(weights, batch_size)
-    members = [np.flatnonzero(owner == domain) for domain in range(len(weights))]
-    epoch = 0
-    while True:
-        rng = np.random.default_rng(seed + epoch)
-        orders = [rng.permutation(rows) for rows in members]
-        used = [0] * len(members)
-        batches = []
-        for _ in range(len(owner) // batch_size):
-            batch: list[int] = []
-            for domain, count in enumerate(counts):
-                while count:
-                    take = orders[domain][used[domain] : used[domain] + count]
-                    batch += take.tolist()
-                    used[domain] += len(take)
-                    count -= len(take)
-                    if used[domain] == len(orders[domain]):
-                        orders[domain], used[domain] = rng.permutation(members[domain]), 0
-            rng.shuffle(batch)
-            batches.append(batch)
-        yield np.asarray(batches, np.int64)
-        epoch += 1
+def _takes_part(name: str, data_cfg: DataConfig) -> bool:
+    mixture = data_cfg.mixture
+    return name not in mixture.leave_out and (not mixture.domains or name in mixture.domains)

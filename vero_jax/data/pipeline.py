@@ -10,130 +10,37 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
+import itertools
 import logging
 import os
 import sys
 import tempfile
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int64
 
 from vero_jax.config import DataConfig
 from vero_jax.data import mixture, schema
-from vero_jax.data.chat import PromptError, conversation
+from vero_jax.data.chat import PromptError
 from vero_jax.data.images import ImageError
+from vero_jax.data.order import Order, OwnOrder, ReferenceOrder
 from vero_jax.data.prepare import ExampleSource, PreparedData
+from vero_jax.data.selection import Selection, mean_areas, select_rows
 from vero_jax.errors import UserError
 from vero_jax.types import Example
-
-if TYPE_CHECKING:
-    from vero_jax.data.processor import Processor
 
 T = TypeVar("T")
 
 READ_THREADS = 2
-READ_AHEAD = 64  # finished questions held ready; Grain's own default would be 500 of them, gigabytes of patches
+READ_AHEAD = 32  # questions held ready beyond a batch, where memory allows
 CLOSED = "closed"
 """What a reader that is being closed gives instead of a question."""
 MAX_REPLACEMENTS = 32
 _BAD_ROW = (schema.RowError, PromptError, ImageError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """Which rows of a split are used: their numbers in order, and why the others are not."""
-
-    split: str
-    rows: Int64[np.ndarray, "n"]
-    domains: tuple[str, ...]
-    """The domain of each of `rows`."""
-    dropped: Mapping[str, int]
-    """Rows left out, by reason."""
-    judged: int = 0
-    """How many of `rows` need a judge."""
-
-    def __str__(self) -> str:
-        text = f"{self.split}: {len(self.rows)} questions"
-        if self.dropped:
-            text += ", left out " + ", ".join(f"{count} ({reason})" for reason, count in self.dropped.items())
-        return text
-
-
-def select_rows(
-    prepared: PreparedData,
-    split: str,
-    *,
-    judge: str = "none",
-    own_types: Collection[str] = (),
-    processor: Processor | None = None,
-) -> Selection:
-    """Leaves out the rows that cannot be used in this run, from the index alone (no image is read).
-
-    Args:
-      prepared: the data.
-      split: its split.
-      judge: "none" leaves out the questions that only a judge can score.
-      own_types: reward types that the user's own functions score, so that they need no judge.
-      processor: with one, prompts that it cannot make, or longer than its `max_prompt_length`, are left out too.
-
-    Raises:
-      UserError: nothing is left.
-    """
-    columns = ["domain", "reward_type"]
-    if processor is not None:
-        columns += ["messages", "widths", "heights"]
-    index = prepared.index(split, columns)
-    needs_judge = set(schema.JUDGE_TYPES) - set(own_types)
-    judged = 0
-    rows: list[int] = []
-    dropped: collections.Counter[str] = collections.Counter()
-    for row, reward_type in enumerate(index["reward_type"]):
-        reason = None
-        if judge == "none" and reward_type in needs_judge:
-            reason = "needs a judge, reward.judge is none"
-        elif processor is not None:
-            sizes = list(zip(index["widths"][row], index["heights"][row], strict=True))
-            reason = _prompt_problem(processor, json.loads(index["messages"][row]), sizes)
-        if reason is None:
-            rows.append(row)
-            judged += reward_type in needs_judge
-        else:
-            dropped[reason] += 1
-    domains = tuple(index["domain"][row] for row in rows)
-    selection = Selection(split, np.asarray(rows, np.int64), domains, dict(dropped), judged)
-    if not rows:
-        raise UserError(
-            f"no question of {prepared.source} is left to use ({selection}); check the split's name and limits"
-        )
-    return selection
-
-
-def _prompt_problem(processor: Processor, messages: Sequence[Mapping[str, str]], sizes: schema.Sizes) -> str | None:
-    try:
-        length = prompt_length(processor, messages, sizes)
-    except PromptError as error:
-        return error.reason
-    limit = processor.max_prompt_length
-    return "prompt too long" if limit is not None and length > limit else None
-
-
-def prompt_length(processor: Processor, messages: Sequence[Mapping[str, str]], sizes: schema.Sizes) -> int:
-    """Tokens of the prompt of some messages with images of the stored `sizes` (width, height), image tokens included.
-
-    Raises:
-      PromptError: these messages and images make no prompt.
-    """
-    text = processor.template.render(conversation(messages, len(sizes), processor.system_prompt))
-    length = len(processor.tokenizer.encode(text, add_special_tokens=False).ids) - len(sizes)
-    for width, height in sizes:
-        length += processor.image_tokens(width, height)
-    return length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,21 +55,15 @@ class _Drawn(Generic[T]):
 class _Draw(Generic[T]):
     """Sample number -> question. Pickled to Grain's workers."""
 
-    mixture: mixture.Mixture
-    names: tuple[str, ...]
-    orders: tuple[Any, ...]
-    """For each domain an endless Grain dataset of row numbers."""
-    sizes: tuple[int, ...]
+    order: Order
     source: ExampleSource
     transform: Callable[[Example], T] | None
 
     def __call__(self, sample: int) -> _Drawn[T]:
-        domain, place = self.mixture[int(sample)]
+        domain, row = self.order.draw(int(sample))
         problems: list[tuple[str, str]] = []
-        # A replacement comes from half a pass further on: the next ones stand in this very batch already.
-        far = place + self.sizes[domain] // 2
-        for at in [place, *range(far, far + min(MAX_REPLACEMENTS, self.sizes[domain]))]:
-            example = self.source[int(self.orders[domain][at])]
+        for at in itertools.chain([row], itertools.islice(self.order.others(int(sample)), MAX_REPLACEMENTS)):
+            example = self.source[at]
             try:
                 value = example if self.transform is None else self.transform(example)
             except _BAD_ROW as error:
@@ -170,7 +71,7 @@ class _Draw(Generic[T]):
                 continue
             return _Drawn(value, tuple(problems))  # type: ignore[arg-type]  # T is Example where transform is None
         raise UserError(
-            f"{len(problems)} questions in a row of domain {self.names[domain]!r} cannot be used, the last one "
+            f"{len(problems)} questions in a row of domain {self.order.names[domain]!r} cannot be used, the last one "
             f"({problems[-1][0]}) because: {problems[-1][1]}"
         )
 
@@ -180,7 +81,7 @@ class QuestionStream(Generic[T]):
 
     Args:
       prepared: the data.
-      data_cfg: split, weights, seed and number of workers.
+      data_cfg: split, mixture, seed and number of workers.
       batch_size: questions per step, over all hosts.
       start_step: the step (from 0) that is asked for first, so that reading ahead starts there.
       transform: Example -> what batches hold, in a worker thread or process; a `RowError`, `PromptError` or
@@ -208,39 +109,26 @@ class QuestionStream(Generic[T]):
             raise UserError(
                 f"a batch of {batch_size} questions does not divide over {hosts} hosts; change the batch size"
             )
-        selection = selection or select_rows(prepared, data_cfg.train_split)
-        domains = np.asarray(selection.domains)
-        self.available = {
-            str(name): int(count) for name, count in zip(*np.unique(domains, return_counts=True), strict=True)
-        }
-        self.weights = mixture.present_weights(mixture.parse_weights(data_cfg.domain_weights), self.available)
-        self.counts = dict(
-            zip(self.weights, mixture.batch_counts(list(self.weights.values()), batch_size), strict=True)
-        )
-        """Questions of each domain in every batch."""
+        selection = selection or select_rows(prepared, data_cfg.train_split, mixture=data_cfg.mixture)
+        self.available = selection.available
+        self.weights = mixture.domain_weights(data_cfg, self.available, lambda: mean_areas(prepared, selection))
+        order: Order
+        if data_cfg.mixture.order == "reference":
+            order = ReferenceOrder(selection, self.weights, batch_size, data_cfg.seed)
+        else:
+            order = OwnOrder(selection, self.weights, batch_size, data_cfg.seed, data_cfg.mixture.rotate)
+        self.counts = order.counts(0)
+        """Questions of each domain in the first batch; in every batch, unless places rotate."""
         self.batch_size = batch_size
         self.problems: collections.Counter[str] = collections.Counter()
         """Rows that had to be replaced in the batches given out so far, by reason."""
         self._share, self._host, self._hosts = batch_size // hosts, host, hosts
         self._workers = data_cfg.workers
-        self._fingerprint = f"{prepared.fingerprint}-{zlib.crc32(selection.rows.tobytes()):08x}"
-        self._seed = data_cfg.seed
-        orders, sizes = [], []
-        for name in self.weights:
-            rows = selection.rows[domains == name]
-            seed = zlib.crc32(f"{data_cfg.seed}/{name}".encode())  # a domain's order does not depend on the others
-            orders.append(grain.MapDataset.source(rows).shuffle(seed=seed).repeat())
-            sizes.append(len(rows))
-        self._draw = _Draw(
-            mixture=mixture.Mixture(list(self.counts.values()), data_cfg.seed),
-            names=tuple(self.weights),
-            orders=tuple(orders),
-            sizes=tuple(sizes),
-            source=prepared.examples(selection.split),
-            transform=transform,
-        )
+        self._read_ahead = read_ahead(data_cfg, selection.largest_prompt, self._share)
+        self._draw = _Draw(order, prepared.examples(selection.split), transform)
         self._reader: _Reader | None = None
         self._next_step = start_step
+        self._waited = 0.0
 
     def batch(self, step: int) -> list[T]:
         """This host's share of the batch of a step (from 0). Steps in a row are read ahead, any may be asked for."""
@@ -248,12 +136,18 @@ class QuestionStream(Generic[T]):
             self.close()
             first = step * self.batch_size + self._host
             numbers = grain.MapDataset.range(first, sys.maxsize, self._hosts)
-            self._reader = _Reader(numbers, self._draw, self._workers)
+            self._reader = _Reader(numbers, self._draw, self._workers, self._read_ahead)
+        start = time.perf_counter()
         drawn = [next(self._reader) for _ in range(self._share)]
+        self._waited = time.perf_counter() - start
         self._next_step = step + 1
         for item in drawn:
             self.problems.update(reason for _, reason in item.problems)
         return [item.value for item in drawn]  # type: ignore[misc]
+
+    def metrics(self) -> dict[str, float]:
+        """Of the latest batch the seconds that were waited for it; of all batches the rows that had to be replaced."""
+        return {"timing_s/data_wait": self._waited, "data/replaced": float(self.problems.total())}
 
     def iterate(self, start_step: int = 0) -> Iterator[list[T]]:
         """Batches without end, from a step on."""
@@ -261,30 +155,6 @@ class QuestionStream(Generic[T]):
         while True:
             yield self.batch(step)
             step += 1
-
-    def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint keeps before `step`: the number of questions drawn, and what the order depends on."""
-        return {"samples": step * self.batch_size, "seed": self._seed, "fingerprint": self._fingerprint}
-
-    def step_of(self, state: Mapping[str, Any]) -> int:
-        """The step to go on with.
-
-        Raises:
-          UserError: the state belongs to other data, another order or another batch size.
-        """
-        for key, mine in (("seed", self._seed), ("fingerprint", self._fingerprint)):
-            if state[key] != mine:
-                raise UserError(
-                    f"the checkpoint's questions have {key} {state[key]!r}, this run's {mine!r}: the data, its filter "
-                    "or data.seed changed; start a new run, or put the old settings back"
-                )
-        step, rest = divmod(int(state["samples"]), self.batch_size)
-        if rest:
-            raise UserError(
-                f"the checkpoint stands at {state['samples']} questions, which is no multiple of this run's batch of "
-                f"{self.batch_size}; use the old trainer.prompts_per_step"
-            )
-        return step
 
     def close(self) -> None:
         """Stops reading ahead."""
@@ -297,6 +167,21 @@ class QuestionStream(Generic[T]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def read_ahead(data_cfg: DataConfig, largest_prompt: int, batch: int) -> int:
+    """Questions that each reader (worker process, or this one) holds ready: a batch in all, as far as memory allows.
+
+    Args:
+      data_cfg: number of workers, and `read_ahead_mb` for all of them.
+      largest_prompt: bytes of the patches of the largest prompt.
+      batch: questions that are asked for at a time.
+    """
+    readers = max(data_cfg.workers, 1)
+    # A worker holds finished questions twice: on its own side and in the pipe to the trainer.
+    places = readers * (2 if data_cfg.workers else 1)
+    fits = data_cfg.read_ahead_mb * 2**20 // max(largest_prompt, 1)
+    return max(1, min(fits, batch + READ_AHEAD) // places)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +229,8 @@ def validation_batches(
     if not len(rows):
         return
     look = _Look(prepared.examples(selection.split), transform)
-    reader = _Reader(grain.MapDataset.source(rows), look, data_cfg.workers)
+    ahead = read_ahead(data_cfg, selection.largest_prompt, batch_size)
+    reader = _Reader(grain.MapDataset.source(rows), look, data_cfg.workers, ahead)
     batch: list[T] = []
     try:
         for item in reader:
@@ -375,16 +261,16 @@ class _WhileOpen:
 class _Reader(Iterator[Any]):
     """`look` of a Grain dataset's elements, read ahead in threads of this process or in worker processes."""
 
-    def __init__(self, numbers: grain.MapDataset, look: Callable[[Any], Any], workers: int) -> None:
+    def __init__(self, numbers: grain.MapDataset, look: Callable[[Any], Any], workers: int, ahead: int) -> None:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags in its workers and fails where nobody parsed them
         self._workers, self._started = workers, False
         self._folder = tempfile.TemporaryDirectory(prefix="vero_jax_reader_") if workers else None
         if self._folder:
             look = _WhileOpen(look, self._folder.name)
-        dataset = numbers.map(look).to_iter_dataset(grain.ReadOptions(READ_THREADS, READ_AHEAD))
+        dataset = numbers.map(look).to_iter_dataset(grain.ReadOptions(min(READ_THREADS, ahead), ahead))
         if workers:
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, READ_AHEAD))
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
         self._iterator = iter(dataset)
 
     def __next__(self) -> Any:

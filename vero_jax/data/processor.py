@@ -8,6 +8,8 @@ data workers.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +19,9 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 from tokenizers import Tokenizer
 
-from vero_jax.data import folder_settings, geometry, images, videos
+from vero_jax.data import folder_settings, geometry, images, prompts, videos
 from vero_jax.data.chat import ChatTemplate, PromptError, conversation
+from vero_jax.data.coordinates import Coordinates, reworded
 from vero_jax.data.images import ImageSettings, StillImage
 from vero_jax.data.media import ImageLike, take_media
 from vero_jax.data.tokenizer import load_tokenizer, read_json
@@ -51,6 +54,8 @@ class Processor:
     system_prompt: str = ""
     background: images.Background = "white"
     max_prompt_length: int | None = None
+    coordinates: Coordinates | None = None
+    """What boxes and points mean to the policy, as questions for them will say; None leaves the questions alone."""
     video_settings: VideoSettings | None = None
     """None where the checkpoint takes no videos."""
     video_prompt: VideoPrompt = "v5"
@@ -67,6 +72,7 @@ class Processor:
         system_prompt: str = "",
         background: images.Background = "white",
         max_prompt_length: int | None = None,
+        coordinates: Coordinates | Literal["auto"] | None = None,
         video_prompt: VideoPrompt = "v5",
     ) -> Processor:
         """Reads a Hugging Face checkpoint folder (weights are not touched).
@@ -74,9 +80,11 @@ class Processor:
         Args:
           folder: the checkpoint.
           min_pixels, max_pixels: image area limits in pixels; None takes the folder's. Videos keep the folder's.
-          system_prompt: text put before every conversation.
+          system_prompt: text put before every conversation; left out where it asks for thoughts and answer in tags and
+            the folder's chat template does so already.
           background: where transparent pixels lie, see `images.to_rgb`.
           max_prompt_length: longest prompt in tokens, images included; None is no limit.
+          coordinates: see the field; "auto" goes by the family.
           video_prompt: see the field.
 
         Raises:
@@ -111,6 +119,10 @@ class Processor:
             image_settings = folder_settings.read_image_settings(folder, config, min_pixels, max_pixels)
             video_settings = folder_settings.read_video_settings(folder, config, image_settings)
             image_token_id = int(folder_settings.find(config, "image_token_id", config_path))
+        if prompts.carries_format(system_prompt) and prompts.carries_format(_written_by_itself(template)):
+            system_prompt = ""
+        if coordinates == "auto":
+            coordinates = folder_settings.COORDINATES.get(str(config.get("model_type")), "normalized_1000")
         return cls(
             tokenizer=tokenizer,
             template=template,
@@ -124,6 +136,7 @@ class Processor:
             system_prompt=system_prompt,
             background=background,
             max_prompt_length=max_prompt_length,
+            coordinates=coordinates,
             video_settings=video_settings,
             video_prompt=video_prompt,
         )
@@ -146,8 +159,9 @@ class Processor:
           PromptError: the example cannot be used; its `reason` says why in a few words, the message in full.
         """
         self._check_can_see(example)
-        turns = conversation(example.messages, len(example.images), self.system_prompt, video_count=len(example.videos))
-        text = self.template.render(turns, tools=tools)
+        text = self.text(
+            example.messages, example.reward_type, len(example.images), video_count=len(example.videos), tools=tools
+        )
         try:
             opened = [images.open_image(data) for data in example.images]
             stacks = [videos.open_frames(video, self.video_settings) for video in example.videos if self.video_settings]
@@ -187,6 +201,31 @@ class Processor:
             image_sizes=stored,
             resized_sizes=tuple((width, height) for height, width in sizes),
         )
+
+    def text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        reward_type: str,
+        image_count: int,
+        *,
+        video_count: int = 0,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The conversation as text with one placeholder for each image, up to the header of the assistant's turn.
+
+        Raises:
+          PromptError: the messages, the images and the chat template do not go together.
+        """
+        if self.coordinates is not None:
+            messages = reworded(messages, reward_type, self.coordinates)
+        turns = conversation(messages, image_count, self.system_prompt, video_count=video_count)
+        return self.template.render(turns, tools=tools)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of everything that a prompt's length depends on, but for `max_prompt_length`."""
+        parts = [self.tokenizer.to_str(), self.template.source, repr(self.image_settings), self.system_prompt]
+        return hashlib.sha256("\0".join([*parts, str(self.coordinates)]).encode()).hexdigest()[:16]
 
     def chat(
         self,
@@ -327,3 +366,11 @@ class Processor:
             elements = 0 if self.image_settings is None else self.image_settings.patch_elements
             return np.zeros((0, elements), np.uint8)
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def _written_by_itself(template: ChatTemplate) -> str:
+    """What a chat template writes around a user's turn when it is given no system prompt."""
+    try:
+        return template.render([{"role": "user", "content": "?"}])
+    except PromptError:  # it takes no plain text, or wants more turns: then it says nothing of its own
+        return ""

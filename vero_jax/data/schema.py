@@ -1,19 +1,22 @@
 """Rows as Vero-600K stores them, the records they are kept as, and the `Example` they become.
 
-A row comes from the hub's Parquet (image bytes inside) or from the official JSONL export (image files beside it).
-Columns are read by name, extra ones are ignored. A row that cannot be used raises `RowError`, whose reason callers
-count by.
+A row comes from the hub's Parquet (image bytes inside) or from the official JSONL export (image files beside it);
+`formats.as_vero_row` makes one of the rows of other trainers. Columns are read by name, and small extra ones go along
+in `extra_info`. A row that cannot be used raises `RowError`, whose reason callers count by.
 """
 
 from __future__ import annotations
 
-import ast
+import base64
+import binascii
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vero_jax.data import formats
+from vero_jax.data.ground_truth import ground_truth_doubt, ground_truth_problem, guess_reward_type
 from vero_jax.types import Example
 
 REWARD_TYPES = (
@@ -36,6 +39,12 @@ JUDGE_TYPES = ("llm_judge", "instruction_following_llm_judge")
 ALIASES = {"exact_match": "string_match", "list_match": "list_string_match", "ordering": "number_list"}
 """Names found in the data set's documentation, and the reward types they mean."""
 
+CUSTOM_DOMAIN = "custom"
+"""The domain of rows without a column `ability`."""
+GUESSED_KEY = "reward_type_guessed"
+"""True in the `extra_info` of a row whose reward type is a guess."""
+DOUBT_KEY = "ground_truth_doubt"
+"""In the `extra_info` of a row whose ground truth looks odd for its type: a phrase that says how."""
 IMAGE_MARKER = "<image>"
 
 Sizes = Sequence[tuple[int, int]]
@@ -54,7 +63,14 @@ class RowError(ValueError):
 
 
 def parse_row(row: Mapping[str, Any], fallback_id: str, read_file: Callable[[str], bytes]) -> Example:
-    """A row of the hub's Parquet or of the JSONL export as an `Example`.
+    """A row in Vero's columns as an `Example`.
+
+    A row without a reward type gets the one that `ground_truth.guess_reward_type` guesses, and is marked
+    (`GUESSED_KEY`); so is one with an odd ground truth (`DOUBT_KEY`). Without the column `ability` its domain is
+    `CUSTOM_DOMAIN`.
+
+    A row has no images if it has no image column, or an empty list in it; null instead of an image is an error, because
+    something is missing there.
 
     Args:
       row: columns by name.
@@ -64,23 +80,32 @@ def parse_row(row: Mapping[str, Any], fallback_id: str, read_file: Callable[[str
     Raises:
       RowError: the row cannot be used.
     """
-    extra = _plain(row.get("extra_info"))
-    extra = extra if isinstance(extra, dict) else {}
-    reward_model = row.get("reward_model")
-    reward_model = reward_model if isinstance(reward_model, Mapping) else {}
-    images = _images(row, read_file)
+    if isinstance(row, formats.BrokenRow):
+        raise RowError(row.reason, row.detail)
+    stated = _object(row, "extra_info")
+    surplus = {key: value for key, value in formats.extra_columns(row).items() if stated.get(key) is None}
+    extra = _plain({**stated, **surplus})
+    reward_model = _object(row, "reward_model")
+    if row.get("videos") or row.get("video"):
+        raise RowError("videos are not read", "rows may hold images only")
+    images = tuple(_image_bytes(item, read_file) for item in _stored_images(row))
     messages = _messages(row.get("prompt"), _text(extra.get("question")), len(images))
-    reward_type = _text(extra.get("reward_type")).strip().lower()
-    reward_type = ALIASES.get(reward_type, reward_type)
-    if not reward_type:
-        raise RowError("no reward type")
-    domain = _text(row.get("ability"))
+    domain = _text(row.get("ability")) if "ability" in row else CUSTOM_DOMAIN
     if not domain:
         raise RowError("no ability")
-    ground_truth = _text(reward_model.get("ground_truth"))
+    ground_truth = formats.truth_text(reward_model.get("ground_truth"))
+    reward_type = _text(extra.get("reward_type")).strip().lower()
+    reward_type = ALIASES.get(reward_type, reward_type)
+    if not reward_type and ground_truth.strip():
+        questions = [message["content"] for message in messages if message["role"] == "user"]
+        reward_type = guess_reward_type("\n".join(questions), ground_truth)
+        extra[GUESSED_KEY] = True
     problem = ground_truth_problem(reward_type, ground_truth)
     if problem:
         raise RowError(problem, ground_truth[:80])
+    doubt = ground_truth_doubt(reward_type, ground_truth)
+    if doubt:
+        extra[DOUBT_KEY] = doubt
     return Example(
         id=_text(row.get("id")) or _text(extra.get("id")) or fallback_id,
         domain=domain,
@@ -94,20 +119,13 @@ def parse_row(row: Mapping[str, Any], fallback_id: str, read_file: Callable[[str
     )
 
 
-def ground_truth_problem(reward_type: str, ground_truth: str) -> str | None:
-    """Why no answer could ever score with this ground truth, or None."""
-    if not ground_truth.strip():
-        return None if reward_type == "llm_judge" else "empty ground truth"
-    if reward_type in ("grounding", "clicking") and '"bbox_2d"' not in ground_truth:
-        return "ground truth without boxes"
-    if reward_type.startswith("instruction_following"):
-        value = _literal(ground_truth)
-        value = _literal(value) if isinstance(value, str) else value  # some rows are encoded twice
-        if not isinstance(value, dict) or not isinstance(value.get("instructions"), list) or not value["instructions"]:
-            return "ground truth without instructions"
-    if reward_type == "web_action" and not isinstance(_literal(ground_truth), dict):
-        return "ground truth is no action"
-    return None
+def image_paths(row: Mapping[str, Any]) -> list[str | None]:
+    """The name that a row gives each of its images, None for one without a name."""
+    names = []
+    for item in _stored_images(row):
+        path = item.get("path") or item.get("image") if isinstance(item, Mapping) else item
+        names.append(path if isinstance(path, str) and not path.startswith("data:") else None)
+    return names
 
 
 def to_features(example: Example, sizes: Sizes) -> dict[str, Any]:
@@ -182,24 +200,14 @@ def export_record(example: Example, image_paths: Sequence[str], split: str, inde
 
 def _messages(prompt: Any, question: str, images: int) -> tuple[dict[str, str], ...]:
     """Chat messages from any of the stored forms; the bare question where the prompt is unusable."""
-    if isinstance(prompt, Mapping):
-        roles, contents = prompt.get("role"), prompt.get("content")
-        if isinstance(roles, Sequence) and not isinstance(roles, str):  # a struct of lists
-            contents = contents if isinstance(contents, Sequence) else []
-            pairs = list(zip(roles, contents, strict=False))
-        else:
-            pairs = [(roles, contents)]
-    elif isinstance(prompt, str):
-        pairs = [("user", prompt)]
-    elif isinstance(prompt, Sequence):
-        pairs = [(item.get("role"), item.get("content")) for item in prompt if isinstance(item, Mapping)]
-    else:
-        pairs = []
+    pairs = [(turn.get("role"), turn.get("content")) for turn in _turns(prompt)]
     messages = [{"role": _text(role) or "user", "content": _content(content)} for role, content in pairs]
     messages = [message for message in messages if message["content"].strip()]
     if not any(message["role"] == "user" for message in messages):
         if not question.strip():
-            raise RowError("no question")
+            what = "the prompt has no turn of the user" if prompt else "the prompt is empty"
+            odd = not isinstance(prompt, (str, Mapping, Sequence)) and prompt is not None
+            raise RowError("no question", f"the prompt is a {type(prompt).__name__}" if odd else what)
         messages = [{"role": "user", "content": question}]
     markers = sum(message["content"].count(IMAGE_MARKER) for message in messages)
     if markers == 0 and images:  # the place of an image that no marker names is before the first question
@@ -210,17 +218,46 @@ def _messages(prompt: Any, question: str, images: int) -> tuple[dict[str, str], 
     return tuple(messages)
 
 
+def _turns(prompt: Any) -> list[Mapping[str, Any]]:
+    """The turns of a prompt: text, one message, a list of them (or the JSON text of one), or a struct of lists."""
+    if isinstance(prompt, str):
+        turns = formats.json_list(prompt) if prompt.lstrip().startswith("[") else None
+        if turns and all(isinstance(turn, Mapping) and "content" in turn for turn in turns):
+            return turns
+        return [{"role": "user", "content": prompt}]
+    if isinstance(prompt, Mapping):
+        roles, contents = prompt.get("role"), prompt.get("content")
+        if not isinstance(roles, Sequence) or isinstance(roles, str):
+            return [prompt]
+        contents = contents if isinstance(contents, Sequence) else []
+        return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    if isinstance(prompt, Sequence):
+        return [turn for turn in prompt if isinstance(turn, Mapping)]
+    return []
+
+
+def _parts(content: Any) -> Sequence[Any]:
+    """The typed parts of a content; none where it is text."""
+    if isinstance(content, Mapping):
+        return [content]
+    return content if isinstance(content, Sequence) and not isinstance(content, str) else []
+
+
+def _is_image(part: Any) -> bool:
+    if not isinstance(part, Mapping):
+        return False
+    return part.get("type") in ("image", "image_url") or (part.get("type") is None and part.get("image") is not None)
+
+
 def _content(content: Any) -> str:
     """A message's text: typed parts are joined, an image part becomes the marker."""
-    if isinstance(content, Mapping):
-        content = [content]
-    if not isinstance(content, Sequence) or isinstance(content, str):
+    if not isinstance(content, (Mapping, Sequence)) or isinstance(content, str):
         return _text(content)
     parts = []
-    for part in content:
+    for part in _parts(content):
         if not isinstance(part, Mapping):
             parts.append(_text(part))
-        elif part.get("type") in ("image", "image_url") or (part.get("type") is None and "image" in part):
+        elif _is_image(part):
             parts.append(IMAGE_MARKER)
         elif part.get("text") is not None:
             parts.append(_text(part["text"]))
@@ -229,31 +266,67 @@ def _content(content: Any) -> str:
     return "".join(parts)
 
 
-def _images(row: Mapping[str, Any], read_file: Callable[[str], bytes]) -> tuple[bytes, ...]:
+def _stored_images(row: Mapping[str, Any]) -> list[Any]:
+    """What a row holds of images, one entry each: bytes, a path, or an object with either."""
+    if not any(column in row for column in formats.IMAGE_COLUMNS):
+        return list(_images_in_parts(row.get("prompt")))
     stored = row.get("image") if row.get("image") is not None else row.get("images")
-    if stored is None:
-        raise RowError("no image")
-    items = stored if isinstance(stored, Sequence) and not isinstance(stored, (str, bytes)) else [stored]
-    images = []
-    for item in items:
-        path: Any = item
-        if isinstance(item, bytes):
-            images.append(item)
-            continue
-        if isinstance(item, Mapping):
-            if item.get("bytes"):
-                images.append(bytes(item["bytes"]))
-                continue
-            path = item.get("path") or item.get("image")
-        if not isinstance(path, str) or not path:
-            raise RowError("no image", "neither bytes nor a path")
-        try:
-            images.append(read_file(path))
-        except OSError as error:
-            raise RowError("image file missing", f"{path} ({error.strerror or error})") from error
-    if not images:
-        raise RowError("no image")
-    return tuple(images)
+    if stored is None or (stored == [] and row.get("image", stored) is None):
+        raise RowError("no image", "null instead of an image; an empty list says that there is none")
+    return list(stored) if isinstance(stored, (list, tuple)) else [stored]
+
+
+def _images_in_parts(prompt: Any) -> Iterator[Any]:
+    """The pictures that stand inside the parts of the messages."""
+    for turn in _turns(prompt):
+        for part in _parts(turn.get("content")):
+            if _is_image(part):
+                picture = part.get("image") if part.get("image") is not None else part.get("image_url")
+                yield picture.get("url", picture) if isinstance(picture, Mapping) else picture
+
+
+def _image_bytes(item: Any, read_file: Callable[[str], bytes]) -> bytes:
+    """The encoded image of one entry; RowError where there is none."""
+    path: Any = item
+    if isinstance(item, Mapping):
+        data = item.get("bytes")
+        if isinstance(data, (bytes, bytearray)) and data:
+            return bytes(data)
+        if isinstance(data, str) and data:
+            return _from_base64(data)
+        path = item.get("path") or item.get("image")
+    if isinstance(path, (bytes, bytearray)):
+        return bytes(path)
+    if path is not None and not isinstance(path, str):
+        raise RowError("image of a wrong type", f"a {type(path).__name__} where bytes or a path belong")
+    if not path:
+        raise RowError("no image", "neither bytes nor a path")
+    if path.startswith("data:"):
+        return _from_base64(path.partition(",")[2])
+    if path.startswith(("http://", "https://")):
+        raise RowError("image is a web address", path[:80])
+    try:
+        return read_file(path.removeprefix("file://"))
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise RowError("image file missing", f"{path[:200]} ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RowError("image not readable", f"its text is no base64 ({error})") from error
+
+
+def _object(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """A column that holds an object (or its JSON text, or null)."""
+    value = row.get(column)
+    if value is None or value == "":
+        return {}
+    found = formats.mapping(value)
+    if found is None:
+        raise RowError(f"{column} is no object", f"{value!r:.80}")
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -269,18 +342,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Sequence, set)):
         return [_plain(item) for item in value]
     return str(value)
-
-
-def _literal(text: str) -> Any:
-    """JSON, else a Python literal (both occur in the stored ground truths), else None."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import ipaddress
 import json
 import os
@@ -16,13 +15,14 @@ import random
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import httpx2
 
 from vero_jax.config import JudgeConfig
 from vero_jax.errors import UserError
+from vero_jax.rewards.refusals import field, message, retry_after
 
 CONNECT_SECONDS = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
@@ -45,6 +45,10 @@ _CONTEXT = re.compile(
 )
 
 
+Question: TypeAlias = "str | Sequence[Mapping[str, Any]]"
+"""A text, or chat messages as the API takes them, such as typed parts with pictures."""
+
+
 class JudgeFailure(Exception):
     """A request that brought no reply: `reason` is a short phrase to count by, the message has the details.
 
@@ -57,6 +61,24 @@ class JudgeFailure(Exception):
         self.detail = detail
         self.status = status
         self.refusal = refusal
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """How sentences for the user call the server, and the settings by which it is reached."""
+
+    server: str = "the judge's server"
+    label: str = "judge"
+    """Begins the lines that are said along the way."""
+    setting: str = "reward.judge_server.{}"
+    settings: str = "the settings in reward.judge_server"
+    without: str = ", or set reward.judge=none"
+    """How to do without the server; ends the sentence that it does not answer."""
+
+    def named(self, field_name: str) -> str:
+        """What the user calls a field of `JudgeConfig`."""
+        option = field_name.replace("_", "-") if self.setting.startswith("-") else field_name
+        return self.setting.format(option)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +96,19 @@ class JudgeServer:
     Args:
       config: `reward.judge_server.*`.
       say: told what the server does not offer.
+      wording: for callers whose settings are not those of a run.
 
     Raises:
       UserError: the environment variable of the key is not set.
     """
 
-    def __init__(self, config: JudgeConfig, say: Callable[[str], None]) -> None:
+    def __init__(self, config: JudgeConfig, say: Callable[[str], None], wording: Wording = Wording()) -> None:
         self._config = config
+        self._wording = wording
         self._say = say
         self._base = config.base_url.rstrip("/").removesuffix("/chat/completions")
         self._root = self._base.removesuffix("/v1")
-        self._key = _secret(config.api_key_env)
+        self._key = _secret(config.api_key_env, wording.named("api_key_env"))
         self._random = random.Random()  # of its own: back-off must not move anybody else's random numbers
         self._optional = _optional_fields(config)
         self._new_limit_name = False
@@ -109,7 +133,7 @@ class JudgeServer:
 
     # What the run begins with.
 
-    async def start(self, prompt: str) -> str:
+    async def start(self, prompt: Question) -> str:
         """Finds the model, wakes the server if it sleeps, and asks a first question in full; its reply.
 
         Raises:
@@ -127,16 +151,16 @@ class JudgeServer:
                     continue
                 raise self._cannot_start(failure) from None
 
-    def request(self, prompt: str) -> dict[str, Any]:
+    def request(self, prompt: Question) -> dict[str, Any]:
         """The request for a prompt as the settings want it, without its seed: what a judgement depends on."""
         return {
             "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt),
             "max_tokens": self._config.max_tokens,
             **_optional_fields(self._config),
         }
 
-    async def ask(self, prompt: str, *, seed: int, retries: int | None = None) -> str:
+    async def ask(self, prompt: Question, *, seed: int, retries: int | None = None) -> str:
         """The reply to a prompt, "" where it has no text. Tries again what may pass, `max_retries` times by default.
 
         Raises:
@@ -159,7 +183,7 @@ class JudgeServer:
                 if answer.status == 200:
                     return self._content(answer)
                 failure = self._refusal(answer)
-                wait = _retry_after(answer.headers)
+                wait = retry_after(answer.headers)
             except JudgeFailure as error:
                 failure = error
             if failure.status is not None and failure.status not in _PASSING and failure.status < 500:
@@ -203,7 +227,7 @@ class JudgeServer:
             value = json.loads(answer.body) if answer is not None and answer.status == 200 else None
         except ValueError:
             return None
-        found = _field(value, "is_sleeping")
+        found = field(value, "is_sleeping")
         return found if isinstance(found, bool) else None
 
     async def _best_effort(self, method: str, path: str) -> _Answer | None:
@@ -237,17 +261,17 @@ class JudgeServer:
             value = json.loads(answer.body)
         except (ValueError, RecursionError):
             raise JudgeFailure("malformed response", self._quoted(answer.body)) from None
-        choices = _field(value, "choices")
-        message = _field(choices[0], "message") if isinstance(choices, list) and choices else None
-        if not isinstance(message, dict):
+        choices = field(value, "choices")
+        turn = field(choices[0], "message") if isinstance(choices, list) and choices else None
+        if not isinstance(turn, dict):
             raise JudgeFailure("malformed response", self._quoted(answer.body))
-        content = message.get("content")  # None where a judge has spent all its tokens on thoughts
+        content = turn.get("content")  # None where a judge has spent all its tokens on thoughts
         if isinstance(content, list):
-            content = "".join(str(_field(part, "text") or "") for part in content)
+            content = "".join(str(field(part, "text") or "") for part in content)
         return content if isinstance(content, str) else ""
 
     def _refusal(self, answer: _Answer) -> JudgeFailure:
-        text = _message(answer.body)
+        text = message(answer.body)
         if "location" in answer.headers:
             text = f"redirect to {answer.headers['location']}"
         too_long = 400 <= answer.status < 500 and _CONTEXT.search(text)
@@ -271,6 +295,7 @@ class JudgeServer:
     # Mistakes that are found at the start.
 
     async def _only_model(self) -> str:
+        named = self._wording.named
         try:
             answer = await self._exchange("GET", f"{self._base}/models", None)
             if answer.status != 200:
@@ -278,8 +303,8 @@ class JudgeServer:
         except JudgeFailure as failure:
             if failure.status in (404, 405):
                 raise UserError(
-                    f"the judge's server at {self._base} does not list its models (HTTP {failure.status}): set "
-                    "reward.judge_server.model, or correct reward.judge_server.base_url, which as a rule ends in /v1"
+                    f"{self._where} does not list its models (HTTP {failure.status}): set {named('model')}, or "
+                    f"correct {named('base_url')}, which as a rule ends in /v1"
                 ) from None
             raise self._cannot_start(failure) from None
         try:
@@ -288,9 +313,7 @@ class JudgeServer:
             listed = []
         if len(listed) != 1:
             names = ", ".join(listed[:10]) or "none"
-            raise UserError(
-                f"set reward.judge_server.model: the server at {self._base} lists {len(listed)} models ({names})"
-            )
+            raise UserError(f"set {named('model')}: the server at {self._base} lists {len(listed)} models ({names})")
         return listed[0]
 
     def _adapt(self, refusal: str) -> bool:
@@ -303,32 +326,33 @@ class JudgeServer:
             named = re.search(rf"\b{re.escape(name)}\b", refusal)
             if named or (name == "response_format" and json_mode):
                 del self._optional[name]
-                self._say(f"judge: the server refuses {name!r}, which is left out from here on")
+                self._say(f"{self._wording.label}: the server refuses {name!r}, which is left out from here on")
                 return True
         return False
 
+    @property
+    def _where(self) -> str:
+        return f"{self._wording.server} at {self._base}"
+
     def _cannot_start(self, failure: JudgeFailure) -> UserError:
-        where, status = f"the judge's server at {self._base}", failure.status
+        where, status, named = self._where, failure.status, self._wording.named
         if status in (401, 403):
             key = self._config.api_key_env
-            hint = f"check the key in {key}" if key else "name the variable that holds its key in " + _KEY_SETTING
+            missing = f"name the variable that holds its key in {named('api_key_env')}"
+            hint = f"check the key in {key}" if key else missing
             return UserError(f"{where} refuses access (HTTP {status}): {hint}. It says: {failure.detail}")
         if status == 404:
             return UserError(
                 f"{where} does not know the address or the model {self.model!r} (HTTP 404): correct "
-                f"reward.judge_server.base_url or reward.judge_server.model. It says: {failure.detail}"
+                f"{named('base_url')} or {named('model')}. It says: {failure.detail}"
             )
         if status is None:
             return UserError(
-                f"{where} does not answer ({failure}): start it, correct reward.judge_server.base_url, or set "
-                "reward.judge=none"
+                f"{where} does not answer ({failure}): start it, or correct {named('base_url')}{self._wording.without}"
             )
         if status >= 500 or status in _PASSING:
             return UserError(f"{where} fails the first request ({failure}): look into its log, and try again later")
-        return UserError(f"{where} refuses the first request ({failure}): correct the settings in reward.judge_server")
-
-
-_KEY_SETTING = "reward.judge_server.api_key_env"
+        return UserError(f"{where} refuses the first request ({failure}): correct {self._wording.settings}")
 
 
 def _optional_fields(config: JudgeConfig) -> dict[str, Any]:
@@ -345,14 +369,14 @@ def _optional_fields(config: JudgeConfig) -> dict[str, Any]:
     return fields
 
 
-def _secret(variable: str) -> str:
+def _secret(variable: str, setting: str) -> str:
     if not variable:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"{_KEY_SETTING}={variable}, but this environment variable is empty: export it first")
+        raise UserError(f"{setting}={variable}, but this environment variable is empty: export it first")
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"{_KEY_SETTING}={variable}: its value has characters that no key can have; export it again")
+        raise UserError(f"{setting}={variable}: its value has characters that no key can have; export it again")
     return key
 
 
@@ -362,35 +386,3 @@ def _is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
-
-
-def _field(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else None
-
-
-def _message(body: bytes) -> str:
-    """The sentence in a refusal's body: {"error": {"message": ...}} as a rule."""
-    text = body.decode("utf-8", "replace")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    error = _field(value, "error") or value
-    found = error if isinstance(error, str) else _field(error, "message") or _field(error, "detail")
-    return found if isinstance(found, str) else text
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait: Retry-After as seconds or as a date (RFC 9110, 10.2.3), or OpenAI's own."""
-    value = headers.get("retry-after", "").strip()
-    try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        else:
-            seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return max(seconds, 0.0) if seconds == seconds else None

@@ -41,11 +41,13 @@ class CheckpointMeta:
     """Steps of that phase that are done."""
     seed: int
     data_position: int
-    """Batches taken from the question stream of that phase."""
+    """Questions drawn from the stream since the start of the run."""
     metrics_position: int
     """`MetricsLog.position` at this point; later lines are cut on resume."""
     fingerprint: str
     """`run_dir.fingerprint` of the settings that matter."""
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Fingerprints of each part of the data and of the rows in use, by name."""
     kl_controller: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Wall-clock seconds of each phase so far."""

@@ -36,7 +36,9 @@ FREE_KEYS = (
     "cold_start.log_every", "trainer.val_before", "trainer.val_every", "trainer.val_batch",
     "trainer.val_greedy", "trainer.val_blind",
     # the machine: the result does not depend on these
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "data.cache_dir", "data.workers", "reward.workers", "model.remat",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "data.cache_dir", "data.workers",
+    "data.read_ahead_mb", "data.source",  # where the same rows lie: a checkpoint knows the rows themselves
+    "reward.workers", "model.remat",
     "rollout.groups_per_call", "rollout.vocab_block", "rollout.attention_block", "actor.rows_per_micro_batch",
     # where the judge is and how it is asked; who it is and what it is told decide the scores
     "reward.judge_server.base_url", "reward.judge_server.api_key_env", "reward.judge_server.timeout_s",

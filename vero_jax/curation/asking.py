@@ -1,0 +1,267 @@
+"""Many questions to an OpenAI-compatible server, many at a time; replies go to disk as they come."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from PIL import Image
+
+from vero_jax.config import JudgeConfig
+from vero_jax.curation.replies import ReplyFile
+from vero_jax.data.images import ImageError, open_image, to_rgb
+from vero_jax.errors import UserError
+from vero_jax.rewards.judge_server import JudgeFailure, JudgeServer, Question, Wording
+
+WORDING = Wording("the server", "server", "--{}", "the command's options", "")
+READ_TRIES = 2
+"""Requests for a reply that can be read; the second with another seed."""
+SAY_SECONDS = 10.0
+_LEAST_STREAK = 20
+_PASSED_ON = ("JPEG", "PNG", "WEBP")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One question to the model."""
+
+    id: str
+    """Of the row, for people who read the file of replies."""
+    key: str
+    build: Callable[[], Question]
+    """Makes the messages; may be slow. Raises `ImageError` where the row cannot be shown."""
+    readable: Callable[[str], bool] = lambda reply: True
+    """Whether a reply is worth keeping without another try."""
+
+    @property
+    def seed(self) -> int:
+        """The same in every run."""
+        return int(hashlib.sha256(self.key.encode()).hexdigest()[:7], 16)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of the questions of one run."""
+
+    asked: int = 0
+    failures: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Questions without a reply, by reason; they are asked again next time."""
+
+
+def collect(
+    server: JudgeServer,
+    probe: Question,
+    asks: Callable[[], Iterable[Ask]],
+    replies: ReplyFile[Any],
+    *,
+    concurrency: int,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Asks all that `asks` gives and keeps the replies; closes the server.
+
+    Args:
+      server: not started yet.
+      probe: a first question that shows whether the server takes what will be asked.
+      asks: called once the model's name is known; should leave out what is kept already.
+      replies: where they go, as {"key", "id", "reply"}; {"key", "id", "error"} where a row cannot be shown.
+      concurrency: requests at a time; also the rows that are in memory at a time.
+      say: told how it goes, now and then.
+
+    Raises:
+      UserError: the server cannot be used, or stops answering; what was answered is kept.
+    """
+    try:
+        return asyncio.run(_collect(server, probe, asks, replies, concurrency, say))
+    except KeyboardInterrupt:
+        raise UserError(
+            f"stopped: {len(replies):,} replies are kept in {replies.path}, the same command goes on from there"
+        ) from None
+
+
+async def _collect(
+    server: JudgeServer,
+    probe: Question,
+    asks: Callable[[], Iterable[Ask]],
+    replies: ReplyFile[Any],
+    concurrency: int,
+    say: Callable[[str], None],
+) -> Outcome:
+    outcome = Outcome()
+    limit = max(_LEAST_STREAK, concurrency)
+    begun = said = time.monotonic()
+    streak = 0
+    slots = asyncio.Semaphore(concurrency)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def one(ask: Ask) -> None:
+        nonlocal streak
+        try:
+            record = {"key": ask.key, "id": ask.id, **await _reply(server, ask)}
+        except JudgeFailure as failure:
+            outcome.failures[failure.reason] += 1
+            streak += 1
+            if streak == limit:
+                raise UserError(
+                    f"the server gave no reply to {limit} questions in a row (the last one: {failure}); "
+                    f"{len(replies):,} replies are kept in {replies.path}, the same command goes on from there"
+                ) from None
+        else:
+            streak = 0
+            outcome.asked += 1
+            replies.add(record)
+        finally:
+            slots.release()
+
+    try:
+        await server.start(probe)
+        iterator = iter(asks())
+        while True:
+            await slots.acquire()
+            for task in [task for task in tasks if task.done()]:
+                tasks.remove(task)
+                task.result()
+            ask = await asyncio.to_thread(next, iterator, None)  # reading rows must not hold up the requests
+            if ask is None:
+                break
+            tasks.add(asyncio.create_task(one(ask)))
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                failed = f", {outcome.failures.total():,} without a reply" if outcome.failures else ""
+                say(f"{outcome.asked:,} replies, {outcome.asked / (said - begun):.1f} a second{failed}")
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.close()
+    return outcome
+
+
+async def _reply(server: JudgeServer, ask: Ask) -> dict[str, str]:
+    try:
+        question = await asyncio.to_thread(ask.build)
+    except ImageError as error:
+        return {"error": error.reason}
+    reply = ""
+    for attempt in range(READ_TRIES):
+        reply = await server.ask(question, seed=ask.seed + attempt)
+        if ask.readable(reply):
+            break
+    return {"reply": reply}
+
+
+def data_url(data: bytes, max_pixels: int) -> str:
+    """An image as a data URL, made smaller where it has more than `max_pixels`.
+
+    A plain JPEG, PNG or WebP within the limit goes as it is; all else becomes a JPEG, transparent parts on white.
+
+    Raises:
+      ImageError: it cannot be decoded.
+    """
+    opened = open_image(data)
+    kind, mode, frames = opened.format or "", opened.mode, getattr(opened, "n_frames", 1)
+    rgb = to_rgb(opened)  # decodes also what goes as it is: a broken file is a reason of ours, not of the server's
+    scale = math.sqrt(max_pixels / (rgb.width * rgb.height))
+    if scale >= 1 and kind in _PASSED_ON and mode in ("RGB", "L") and frames == 1:
+        return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
+    if scale < 1:
+        width, height = max(1, int(rgb.width * scale)), max(1, int(rgb.height * scale))
+        size = min(width, max_pixels // height), min(height, max_pixels // width)  # a sliver has sides of 1
+        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    rgb.save(buffer, "JPEG", quality=95, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, defaults: JudgeConfig) -> None:
+    """The options of the server and of its sampling."""
+    group = parser.add_argument_group("the model's server (any with OpenAI's POST /chat/completions)")
+    group.add_argument("--base-url", default=defaults.base_url, metavar="URL", help="up to /v1; default: %(default)s")
+    group.add_argument("--model", default="", help="name that the server knows; default: the only one that it lists")
+    group.add_argument("--api-key-env", default="", metavar="NAME", help="environment variable that holds the key")
+    for name, kind, about in (
+        ("temperature", float, "default: %(default)s"),
+        ("top-p", float, "default: %(default)s"),
+        ("top-k", int, "-1 leaves it to the server; default: %(default)s"),
+        ("max-tokens", int, "of a reply; default: %(default)s"),
+        ("concurrency", int, "requests at a time; default: %(default)s"),
+        ("max-retries", int, "after a failure that may pass; default: %(default)s"),
+    ):
+        group.add_argument(f"--{name}", type=kind, default=getattr(defaults, name.replace("-", "_")), help=about)
+    group.add_argument("--timeout", type=float, default=defaults.timeout_s, metavar="S", help="default: %(default)s")
+    group.add_argument("--extra-body", default="", metavar="JSON", help="more fields of each request, as one object")
+    group.add_argument("--no-json-mode", action="store_true", help="do not ask for JSON in the request")
+
+
+def server_config(arguments: argparse.Namespace) -> JudgeConfig:
+    """The settings that the options give.
+
+    Raises:
+      UserError: one of them makes no sense.
+    """
+    config = JudgeConfig(
+        base_url=arguments.base_url,
+        model=arguments.model,
+        api_key_env=arguments.api_key_env,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        max_tokens=arguments.max_tokens,
+        extra_body=arguments.extra_body,
+        json_mode="off" if arguments.no_json_mode else "auto",
+        timeout_s=arguments.timeout,
+        max_retries=arguments.max_retries,
+        concurrency=arguments.concurrency,
+        cache=False,
+        sleep="never",
+    )
+    # The value is not repeated: it may hold the very secret that the sentence is about.
+    _need(
+        not set("@?#") & set(config.base_url),
+        "--base-url must hold neither a password nor a query: put the key into an environment variable and its name "
+        "into --api-key-env",
+    )
+    try:
+        url = urllib.parse.urlsplit(config.base_url)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        usable = False
+    _need(usable, f"--base-url must be an address such as http://localhost:8000/v1, not {config.base_url!r}")
+    _need(
+        re.fullmatch(r"([A-Za-z_]\w*)?", config.api_key_env, re.ASCII) is not None,
+        "--api-key-env must be the name of an environment variable, such as OPENAI_API_KEY, not the key itself",
+    )
+    for name, value in (
+        ("--timeout", config.timeout_s),
+        ("--max-tokens", config.max_tokens),
+        ("--concurrency", config.concurrency),
+    ):
+        _need(value > 0, f"{name} must be greater than 0, not {value}")
+    _need(config.max_retries >= 0, f"--max-retries must not be negative, but is {config.max_retries}")
+    _need(config.temperature >= 0, f"--temperature must not be negative, but is {config.temperature}")
+    _need(0 < config.top_p <= 1, f"--top-p must lie above 0 and at most at 1, not at {config.top_p}")
+    try:
+        extra = json.loads(config.extra_body or "{}")
+    except ValueError:
+        extra = None
+    _need(isinstance(extra, dict), f"--extra-body must be a JSON object in one text, not {config.extra_body!r}")
+    return config
+
+
+def _need(fine: bool, sentence: str) -> None:
+    if not fine:
+        raise UserError(sentence)
