@@ -55,7 +55,7 @@ class Example:
     reward_type: str
     ground_truth: str
     extra_info: Mapping[str, Any]
-    """The row's own extra_info (question, answer, tolerance, index, ...), unchanged."""
+    """The row's own extra_info (question, answer, tolerance, index, ...), with small further columns and marks."""
     solution: str = ""
     """A reference response for the cold start, or "" when the row has none."""
     videos: tuple[Video, ...] = ()

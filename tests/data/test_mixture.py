@@ -51,7 +51,7 @@ def test_absent_domains_are_left_out_with_one_warning():
         mixture.present_weights({"a": 1.0}, {"a": 1, "z": 4})
     with pytest.raises(UserError, match="domain_weights"):
         mixture.present_weights({"b": 1.0}, {"a": 5})
-    with pytest.raises(UserError, match="'owm'.*did you mean 'own'"):
+    with pytest.raises(UserError, match=r"'owm'.*did you mean 'own'"):
         mixture.present_weights({"a": 1.0, "owm": 1.0}, {"a": 5, "own": 1})
 
 

@@ -147,8 +147,12 @@ def test_out_may_not_be_the_source_and_prepared_data_is_not_prepared_again(sourc
     assert command(source, "--out", source) == 2
     assert "choose another folder" in capsys.readouterr().err
     assert command(source, "--out", tmp_path / "out") == 0
-    assert command(tmp_path / "out", "--overwrite") == 2
-    assert "is prepared already" in capsys.readouterr().err
+    for arguments in (["--overwrite"], ["--out", tmp_path / "other"], ["--configs", "stem-made"]):
+        assert command(tmp_path / "out", *arguments) == 2
+        assert "is prepared already" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    assert command(tmp_path / "out") == 0
+    assert f"2 configs in {tmp_path / 'out'}" in capsys.readouterr().out
 
 
 def test_several_files_of_rows_go_into_one_folder(tmp_path):

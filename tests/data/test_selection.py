@@ -168,9 +168,9 @@ def test_domains_and_sources_by_name(data):
     assert rows(leave_out=("chart_ocr",)) == rows(leave_out_sources=("other",)) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10]
     chosen = selection.select_rows(data, "train", mixture=MixtureConfig(domains=("chart_ocr",)))
     assert chosen.available == {"chart_ocr": 1} and chosen.dropped == {"domain not wanted": 10}
-    with pytest.raises(UserError, match="the source 'mode'.*did you mean 'made'"):
+    with pytest.raises(UserError, match=r"the source 'mode'.*did you mean 'made'"):
         rows(sources=("mode",))
-    with pytest.raises(UserError, match="the domain 'captioning'.*it has"):
+    with pytest.raises(UserError, match=r"the domain 'captioning'.*it has"):
         rows(domains=("captioning",))
 
 

@@ -178,8 +178,9 @@ def data_url(data: bytes, max_pixels: int) -> str:
         return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
     if scale < 1:
         width, height = max(1, int(rgb.width * scale)), max(1, int(rgb.height * scale))
-        size = min(width, max_pixels // height), min(height, max_pixels // width)  # a sliver has sides of 1
-        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+        width = max(1, min(width, max_pixels // height))  # the longer side of a sliver, whose other one is a pixel
+        height = max(1, min(height, max_pixels // width))
+        rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     rgb.save(buffer, "JPEG", quality=95, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -212,9 +212,14 @@ def _general_warnings(summary: Summary) -> list[str]:
         types[reward_type] += count
         guessed += count * is_guess
     lines = []
+    mixed = any(name in DOMAINS for name in domains)  # else all of them count alike
     for domain, count in domains.items():
-        if domain not in DOMAINS:
-            near = "" if domain == schema.CUSTOM_DOMAIN else _nearest(domain, DOMAINS)
+        if domain in DOMAINS:
+            continue
+        near = "" if domain == schema.CUSTOM_DOMAIN else _nearest(domain, DOMAINS)
+        if near and not mixed:
+            lines.append(f"domain {domain!r} ({_count(count, 'row')}) is none of the recipe's{near}")
+        elif mixed:
             lines.append(
                 f"domain {domain!r} ({_count(count, 'row')}) has no weight by default and would never be drawn{near}; "
                 f"set data.domain_weights.{domain}=1"

@@ -80,7 +80,7 @@ def prepare_into(
     """
     started = time.monotonic()
     if (folder := _prepared_folder(source)) is not None:
-        data = _opened(source, folder, options)
+        data = _opened(source, folder, options if out is None else None)
         _check_rows(data, source, data_cfg)
         return data
     root = out if out is not None else Path(data_cfg.cache_dir).expanduser() / "prepared"
@@ -129,8 +129,8 @@ def _prepared_folder(source: str) -> Path | None:
     return folder if folder.is_dir() and prepared.find_parts(folder) else None
 
 
-def _opened(source: str, folder: Path, options: PrepareOptions) -> PreparedData:
-    if options.configs or options.limit_per_split or options.overwrite:
+def _opened(source: str, folder: Path, options: PrepareOptions | None) -> PreparedData:
+    if options is None or options.configs or options.limit_per_split or options.overwrite:
         raise UserError(
             f"{folder} is prepared already, and no part of it can be prepared again; give what it was made from as "
             "--source"
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verify:
         files = [size for part in data.parts for _, size in prepared.verify(part)]
         print(f"\n{len(files)} files, {sum(files) / 1e6:,.1f} MB: every checksum is right")
-    place = out or Path(data_cfg.cache_dir).expanduser() / "prepared"
+    place = out or _prepared_folder(arguments.source) or Path(data_cfg.cache_dir).expanduser() / "prepared"
     print(f"\n{len(data.parts)} configs in {place}, {data.seconds:.1f} s")
     return 0
 

@@ -32,9 +32,7 @@ def system_prompt(setting: str) -> str:
                 raise UserError(f"system prompt: {path} has {len(data)} bytes; that is no system prompt")
             return data.decode("utf-8-sig").strip()
         except OSError as error:
-            raise UserError(
-                f"system prompt: {path} cannot be read ({error.strerror}); give another file"
-            ) from error
+            raise UserError(f"system prompt: {path} cannot be read ({error.strerror}); give another file") from error
         except UnicodeDecodeError as error:
             raise UserError(f"system prompt: {path} is not UTF-8 ({error}); save it as UTF-8") from error
     if text and "_" in text and not any(character.isspace() for character in text):

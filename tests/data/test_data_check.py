@@ -154,16 +154,18 @@ def test_unknown_domains_and_types_are_named_once_with_the_nearest(folder, capsy
     row = {**GOOD, "ability": "chart-ocr", "reward_type": "numerical", "answer": "5"}
     assert check.main([str(write(folder / "a.jsonl", [row] * 30))]) == 0
     out = capsys.readouterr().out
-    assert out.count("did you mean 'chart_ocr'?; set data.domain_weights.chart-ocr=1") == 1
+    assert out.count("domain 'chart-ocr' (30 rows) is none of the recipe's; did you mean 'chart_ocr'?") == 1
     assert out.count("did you mean 'numeric'?") == 1
 
 
 def test_rows_without_a_domain_are_told_which_weight_to_set(folder, capsys):
     row = {key: value for key, value in GOOD.items() if key != "ability"}
     assert check.main([str(write(folder / "a.jsonl", [row]))]) == 0
+    assert "domain 'custom'" not in capsys.readouterr().out  # alone it needs no weight
+    assert check.main([str(write(folder / "b.jsonl", [GOOD, {**GOOD, "ability": "mine", "id": "2"}]))]) == 0
     out = capsys.readouterr().out
-    assert "domain 'custom' (1 row) has no weight by default" in out
-    assert "set data.domain_weights.custom=1" in out
+    assert "domain 'mine' (1 row) has no weight by default" in out
+    assert "set data.domain_weights.mine=1" in out
     assert "did you mean" not in out
 
 
