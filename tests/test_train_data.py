@@ -61,6 +61,24 @@ def test_a_run_goes_on_elsewhere_but_not_on_other_data(hub, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_single_file_of_plain_questions_trains(tmp_path):
+    lines = []
+    for number, (_, row) in enumerate(mini.generate_rows("train", 36, 5)):
+        if row["extra_info"]["reward_type"] == "string_match":
+            (tmp_path / f"{number}.png").write_bytes(row["image"]["bytes"])
+            question = {"question": row["extra_info"]["question"], "answer": row["reward_model"]["ground_truth"]}
+            lines.append(json.dumps({**question, "image": f"{number}.png"}))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    run = tmp_path / "run"
+    output = train(
+        run, tmp_path / "cache", *SETTINGS, f"data.source={tmp_path / 'mine.jsonl'}", "trainer.steps=1",
+        "cold_start.steps=0",
+    )  # fmt: skip
+    assert "the data has no rows of 'val': 2% of the training rows are held out" in output
+    assert metrics(run, "validation")[-1]["stage"] == "final"
+
+
+@pytest.mark.slow
 def test_a_policy_keeps_the_system_prompt_it_was_trained_with(hub, tmp_path):
     run, cache = tmp_path / "run", tmp_path / "cache"
     prompt = "Look at the picture twice."

@@ -112,6 +112,7 @@ class DataConfig:
     workers: int = 0  # Grain worker processes; 0 reads in threads of this process
     read_ahead_mb: int = 1024  # memory of the questions that are ready before they are asked for, in all workers
     max_val_examples: int | None = None
+    val_holdout: float = 0.02  # share of the training rows that validation takes where the data has no rows for it
 
 
 @dataclasses.dataclass(frozen=True)

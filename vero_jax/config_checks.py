@@ -175,6 +175,7 @@ def _check_data(config: Config) -> None:
         not (mixture.rotate and mixture.order == "reference"),
         "data.mixture.rotate does nothing with data.mixture.order=reference, whose counts are fixed; set one of them.",
     )
+    _need(0 <= data.val_holdout < 1, f"data.val_holdout must lie between 0 and 1 (excluded), not {data.val_holdout}.")
     _need(data.read_ahead_mb > 0, f"data.read_ahead_mb must be greater than 0, not {data.read_ahead_mb}.")
     for key, pixels in {"data.min_pixels": data.min_pixels, "data.max_pixels": data.max_pixels}.items():
         _need(pixels is None or pixels > 0, f"{key} must be greater than 0 or null, not {pixels}.")

@@ -22,7 +22,7 @@ from vero_jax.data.pipeline import QuestionStream, validation_batches
 from vero_jax.data.prepare import PreparedData, prepare
 from vero_jax.data.processor import Processor
 from vero_jax.data.prompts import system_prompt
-from vero_jax.data.selection import Selection, data_identity, select_rows
+from vero_jax.data.selection import Selection, data_identity, hold_out, select_rows
 from vero_jax.data.solutions import reference_solution
 from vero_jax.errors import UserError
 from vero_jax.learning.programs import TrainablePolicy
@@ -216,20 +216,7 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
         remat=config.model.remat,
         lora=lora_from(config.model.lora, model_config),
     )
-    own_types = _own_types(config)
-    train_rows, val_rows = (
-        select_rows(
-            prepared,
-            split,
-            judge=config.reward.judge,
-            own_types=own_types,
-            processor=processor,
-            mixture=config.data.mixture,
-            cache_dir=config.data.cache_dir,
-            say=say,
-        )
-        for split in (config.data.train_split, config.data.val_split)
-    )
+    train_rows, val_rows = _chosen_rows(config, prepared, processor, say)
     say(f"{train_rows}\n{val_rows}")
     guard = TraceGuard()
     engine = Engine(
@@ -247,6 +234,30 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
     devices = f"{mesh.size} {jax.devices()[0].platform} device(s)"
     say(f"policy: {total} parameters, {trained} trained, from {folder}, on {devices}")
     return system
+
+
+def _chosen_rows(
+    config: Config, prepared: PreparedData, processor: Processor, say: Callable[[str], None]
+) -> tuple[Selection, Selection]:
+    """The rows of training and those of validation, which are held out of training where the data has none for it."""
+
+    def chosen(split: str) -> Selection:
+        return select_rows(
+            prepared,
+            split,
+            judge=config.reward.judge,
+            own_types=_own_types(config),
+            processor=processor,
+            mixture=config.data.mixture,
+            cache_dir=config.data.cache_dir,
+            say=say,
+        )
+
+    data = config.data
+    if prepared.count(data.val_split) or not data.val_holdout:
+        return chosen(data.train_split), chosen(data.val_split)
+    say(f"the data has no rows of {data.val_split!r}: {data.val_holdout:.0%} of the training rows are held out for it")
+    return hold_out(chosen(data.train_split), data.val_holdout)
 
 
 def policy_folder(config: Config, run: RunDir, say: Callable[[str], None]) -> Path:

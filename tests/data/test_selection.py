@@ -186,6 +186,18 @@ def test_mean_areas_are_those_of_the_selected_rows(data):
     assert areas["stem"] == pytest.approx(np.mean([width * height for width, height in sizes]))
 
 
+def test_rows_held_out_are_of_every_domain_and_always_the_same():
+    domains = np.asarray([0] * 200 + [1] * 3 + [2], np.int32)
+    everything = selection.Selection("train", np.arange(204), domains, ("a", "b", "c"), {"x": 1})
+    rest, held = selection.hold_out(everything, 0.02)
+    assert held.available == {"a": 4, "b": 1} and rest.available == {"a": 196, "b": 2, "c": 1}
+    assert sorted([*rest.rows, *held.rows]) == list(range(204))
+    assert rest.dropped == {"x": 1, "held out for validation": 5} and held.split == "train"
+    assert np.array_equal(selection.hold_out(everything, 0.02)[1].rows, held.rows)
+    with pytest.raises(UserError, match="too few"):
+        selection.hold_out(dataclasses.replace(everything, rows=np.arange(1), domains=domains[-1:]), 0.5)
+
+
 def test_changed_data_is_refused_by_name():
     saved = {"stem-a": "1", "stem-b": "2", selection.ROWS_IN_USE: "x"}
     selection.check_same_data(saved, dict(saved))

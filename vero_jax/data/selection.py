@@ -324,6 +324,31 @@ def _patch_bytes(table: pa.Table, processor: Processor) -> Int64[np.ndarray, "n"
     return sizes
 
 
+def hold_out(selection: Selection, share: float) -> tuple[Selection, Selection]:
+    """Splits a selection: (the rest, about `share` of each domain's rows), the same rows every time.
+
+    The rows held out are evenly spread over their domain, at least one of every domain that has two.
+
+    Raises:
+      UserError: no domain has two rows.
+    """
+    held = np.zeros(len(selection.rows), bool)
+    for domain in range(len(selection.names)):
+        places = np.flatnonzero(selection.domains == domain)
+        if len(places) > 1:
+            count = max(1, round(share * len(places)))
+            held[places[np.arange(count) * len(places) // count]] = True
+    if not held.any():
+        raise UserError(f"{len(selection.rows)} questions are too few to hold any out for validation; add some")
+
+    def part(these: Bool[np.ndarray, "n"], dropped: Mapping[str, int]) -> Selection:
+        return dataclasses.replace(
+            selection, rows=selection.rows[these], domains=selection.domains[these], dropped=dropped
+        )
+
+    return part(~held, {**selection.dropped, "held out for validation": int(held.sum())}), part(held, {})
+
+
 def data_identity(prepared: PreparedData, selection: Selection) -> dict[str, str]:
     """Fingerprints of each part of the data and of the rows in use: what a position in the data depends on."""
     rows = f"{zlib.crc32(selection.rows.tobytes()):08x}"
