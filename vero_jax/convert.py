@@ -41,7 +41,6 @@ from vero_jax.checkpoints.transfer import (
 )
 from vero_jax.checkpoints.weights import MAX_SHARD_BYTES, open_checkpoint, save_params
 from vero_jax.data.folder_settings import write_system_prompt
-from vero_jax.data.processor import Processor
 from vero_jax.data.prompts import system_prompt
 from vero_jax.errors import UserError, friendly
 from vero_jax.models.policy import ModelDef, ParamPath, Params
@@ -140,10 +139,8 @@ def convert(
             most = max(dtypes, key=lambda path: math.prod(origin.shapes[path]))
             copy_config(origin.folder, draft, dtypes[most])
             copy_side_files(origin.folder, draft)
-            if origin.system_prompt:  # the policy was trained with it, unless its template says it itself
-                text = Processor.from_folder(draft, system_prompt=system_prompt(origin.system_prompt)).system_prompt
-                if text:
-                    write_system_prompt(draft, text)
+            if origin.system_prompt:
+                write_system_prompt(draft, system_prompt(origin.system_prompt))
         numbers = origin.model_def.num_params()
         kinds = ", ".join(sorted({str(found) for found in dtypes.values()}))
         say(

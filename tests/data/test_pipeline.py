@@ -228,7 +228,7 @@ def test_questions_held_ready_fit_the_memory_that_is_given():
 
     large = 100 * 2**20  # an image of 16 megapixels
     assert ahead(1024, 0, large) == 10
-    assert ahead(1024, 2, large) == 2  # 2 workers, each with finished questions and a pipe
+    assert ahead(1024, 2, large) == 1  # 2 workers, three places for each question
     assert ahead(64, 2, large) == 1
     assert ahead(1024, 0, 2**20) == 256 + pipeline.READ_AHEAD  # a whole batch
     assert ahead(1024, 0, 0) == 256 + pipeline.READ_AHEAD
@@ -246,17 +246,23 @@ def resident(pid: int) -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def memory_of_workers(data, config, transform, chosen) -> int:
+    """Memory of two workers that have read ahead all that they may, and by how much this process grew."""
+    before = resident(os.getpid())
+    with pipeline.QuestionStream(data, config, batch_size=4, transform=transform, selection=chosen) as stream:
+        for step in range(3):
+            stream.batch(step)
+        time.sleep(4)
+        workers = [resident(child.pid) for child in multiprocessing.active_children() if child.pid]
+        assert len(workers) == 2
+        return resident(os.getpid()) - before + sum(workers)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 def test_questions_held_ready_stay_within_the_memory_that_is_given(data, settings):
     config = dataclasses.replace(settings, workers=2, read_ahead_mb=256)
     chosen = dataclasses.replace(selection.select_rows(data, "train"), largest_prompt=PROMPT_BYTES)
-    before = resident(os.getpid())
-    with pipeline.QuestionStream(data, config, batch_size=4, transform=sixteen_megabytes, selection=chosen) as stream:
-        for step in range(3):
-            stream.batch(step)
-        time.sleep(4)  # for everything that may be read ahead
-        workers = [resident(child.pid) for child in multiprocessing.active_children() if child.pid]
-        grown = resident(os.getpid()) - before + sum(workers)
-    assert len(workers) == 2
-    # What is given, what each of 2 x 2 threads has in hand, twice for the way through the pipe, and two Pythons.
-    assert grown < (256 + 2 * 4 * 16 + 2 * 400) * 2**20
+    grown = memory_of_workers(data, config, sixteen_megabytes, chosen) - memory_of_workers(data, config, large, chosen)
+    # What is given, and eight questions for each worker: those in hand, and copies on their way. Without a bound it
+    # would be 32 questions ahead, in three places, for each worker.
+    assert grown < 256 * 2**20 + 2 * 8 * PROMPT_BYTES

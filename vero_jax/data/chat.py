@@ -221,6 +221,13 @@ class ChatTemplate:
             # The template is a program over the user's data: what it trips over is in there.
             raise PromptError("chat template refuses the messages", str(error)) from error
 
+    def own_words(self) -> str:
+        """What the template writes around a user's turn when it is given no system prompt."""
+        try:
+            return self.render([{"role": "user", "content": "?"}])
+        except PromptError:  # it takes no plain text, or wants more turns: then it says nothing of its own
+            return ""
+
     def _expect_mention(self, variable: str, words: str) -> None:
         if re.search(rf"\b{variable}\b", self.source) is None:
             raise PromptError("chat template refuses the messages", f"{self.place} has no place for {words}")

@@ -17,6 +17,7 @@ from vero_jax.data import geometry
 from vero_jax.data.chat import ChatTemplate, template_with_system_prompt
 from vero_jax.data.coordinates import Coordinates
 from vero_jax.data.images import ImageSettings
+from vero_jax.data.prompts import carries_format
 from vero_jax.data.tokenizer import read_json
 from vero_jax.data.videos import VideoSettings
 from vero_jax.errors import UserError
@@ -109,13 +110,16 @@ def read_template(folder: Path, tokenizer_config: Mapping[str, Any], special: Ma
 def write_system_prompt(folder: Path, text: str) -> None:
     """Makes `text` the system prompt of a folder's chat template, for conversations that bring none of their own.
 
-    A policy is served as it was trained, by whatever program reads the folder.
-
-    Raises:
-      UserError: the folder has no chat template.
+    A policy is served as it was trained, by whatever program reads the folder. A folder without a chat template, or
+    with one that asks for thoughts and answer itself where `text` does, is left alone.
     """
     values = read_if_there(folder / "tokenizer_config.json")
-    template = read_template(folder, values, special_tokens(values))
+    try:
+        template = read_template(folder, values, special_tokens(values))
+    except UserError:
+        return
+    if carries_format(text) and carries_format(template.own_words()):
+        return
     source = template_with_system_prompt(template.source, text)
     (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
     older = folder / "chat_template.json"

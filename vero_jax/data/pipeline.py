@@ -178,8 +178,8 @@ def read_ahead(data_cfg: DataConfig, largest_prompt: int, batch: int) -> int:
       batch: questions that are asked for at a time.
     """
     readers = max(data_cfg.workers, 1)
-    # A worker holds finished questions twice: on its own side and in the pipe to the trainer.
-    places = readers * (2 if data_cfg.workers else 1)
+    # Each of these stands three times at most: in its worker, on its way, and on the trainer's side.
+    places = readers * (3 if data_cfg.workers else 1)
     fits = data_cfg.read_ahead_mb * 2**20 // max(largest_prompt, 1)
     return max(1, min(fits, batch + READ_AHEAD) // places)
 

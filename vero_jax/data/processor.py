@@ -119,7 +119,7 @@ class Processor:
             image_settings = folder_settings.read_image_settings(folder, config, min_pixels, max_pixels)
             video_settings = folder_settings.read_video_settings(folder, config, image_settings)
             image_token_id = int(folder_settings.find(config, "image_token_id", config_path))
-        if prompts.carries_format(system_prompt) and prompts.carries_format(_written_by_itself(template)):
+        if prompts.carries_format(system_prompt) and prompts.carries_format(template.own_words()):
             system_prompt = ""
         if coordinates == "auto":
             coordinates = folder_settings.COORDINATES.get(str(config.get("model_type")), "normalized_1000")
@@ -366,11 +366,3 @@ class Processor:
             elements = 0 if self.image_settings is None else self.image_settings.patch_elements
             return np.zeros((0, elements), np.uint8)
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
-
-
-def _written_by_itself(template: ChatTemplate) -> str:
-    """What a chat template writes around a user's turn when it is given no system prompt."""
-    try:
-        return template.render([{"role": "user", "content": "?"}])
-    except PromptError:  # it takes no plain text, or wants more turns: then it says nothing of its own
-        return ""
