@@ -8,7 +8,7 @@ import json
 import math
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vero_jax.config import BuildConfig, Config, JudgeConfig, LoRASettings, SamplingConfig
 from vero_jax.errors import UserError
@@ -280,24 +280,34 @@ def _check_reward(config: Config) -> None:
     )
 
 
-def _check_judge(judge: JudgeConfig) -> None:
-    key = "reward.judge_server"
+def check_server(base_url: str, api_key_env: str, named: Callable[[str], str]) -> None:
+    """Checks the address of a model's server and the variable of its key; `named` is what the user calls a field.
+
+    Raises:
+      UserError: one of them is none, or might hold a secret.
+    """
     # The value is not repeated: it may hold the very secret that the sentence is about.
     _need(
-        not set("@?#") & set(judge.base_url),
-        f"{key}.base_url must hold neither a password nor a query: put the key into an environment variable and its "
-        f"name into {key}.api_key_env.",
+        not set("@?#") & set(base_url),
+        f"{named('base_url')} must hold neither a password nor a query: put the key into an environment variable and "
+        f"its name into {named('api_key_env')}.",
     )
     try:
-        url = urllib.parse.urlsplit(judge.base_url)
+        url = urllib.parse.urlsplit(base_url)
         usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # a port that is no number, brackets that do not close
         usable = False
-    _need(usable, f"{key}.base_url must be an address such as http://localhost:8000/v1, not {judge.base_url!r}.")
+    _need(usable, f"{named('base_url')} must be an address such as http://localhost:8000/v1, not {base_url!r}.")
     _need(
-        re.fullmatch(r"([A-Za-z_]\w*)?", judge.api_key_env, re.ASCII) is not None,
-        f"{key}.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY, not the key itself.",
+        re.fullmatch(r"([A-Za-z_]\w*)?", api_key_env, re.ASCII) is not None,
+        f"{named('api_key_env')} must be the name of an environment variable, such as OPENAI_API_KEY, not the key "
+        "itself.",
     )
+
+
+def _check_judge(judge: JudgeConfig) -> None:
+    key = "reward.judge_server"
+    check_server(judge.base_url, judge.api_key_env, lambda name: f"{key}.{name}")
     sampling = SamplingConfig(judge.temperature, judge.top_p, judge.top_k, judge.min_p)
     _check_sampling(key, sampling)
     for name in ("timeout_s", "max_tokens", "concurrency"):

@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from tests.curation.curation_rows import picture, row, write
+from tests.page_checker import CHROMIUM, Checker, needs_browser
 from vero_jax.curation.__main__ import main
 from vero_jax.curation.review import sample, write_sheet
 from vero_jax.curation.rows import Rows
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-VOID = {"meta", "img", "br", "input", "link", "rect"}
 ATTACK = '</div></script><script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" $title'
-
-
-class Checker(HTMLParser):
-    """Collects text and tags, and fails on a tag that is not closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def sheet(tmp_path: Path, rows: list, *options: str) -> tuple[Path, Checker]:

@@ -6,9 +6,7 @@ import base64
 import io
 import json
 import re
-import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +14,9 @@ import pytest
 from PIL import Image
 from sample_groups import make_group, one_group_per_domain, picture
 
+from tests.page_checker import CHROMIUM, Checker, needs_browser
 from vero_jax.runtime.pages import thumbnail, write_index, write_sample_page
 from vero_jax.types import DOMAINS
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-VOID = {"meta", "img", "br", "input", "link"}
-
-
-class Checker(HTMLParser):
-    """Collects text, and fails on a tag that is not closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def read(path: Path) -> tuple[Checker, str]:

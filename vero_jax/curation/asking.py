@@ -10,9 +10,7 @@ import hashlib
 import io
 import json
 import math
-import re
 import time
-import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from vero_jax.config import JudgeConfig
+from vero_jax.config_checks import check_server
 from vero_jax.curation.replies import ReplyFile
 from vero_jax.data.images import ImageError, open_image, to_rgb
 from vero_jax.errors import UserError
@@ -230,22 +229,7 @@ def server_config(arguments: argparse.Namespace) -> JudgeConfig:
         cache=False,
         sleep="never",
     )
-    # The value is not repeated: it may hold the very secret that the sentence is about.
-    _need(
-        not set("@?#") & set(config.base_url),
-        "--base-url must hold neither a password nor a query: put the key into an environment variable and its name "
-        "into --api-key-env",
-    )
-    try:
-        url = urllib.parse.urlsplit(config.base_url)
-        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:  # a port that is no number, brackets that do not close
-        usable = False
-    _need(usable, f"--base-url must be an address such as http://localhost:8000/v1, not {config.base_url!r}")
-    _need(
-        re.fullmatch(r"([A-Za-z_]\w*)?", config.api_key_env, re.ASCII) is not None,
-        "--api-key-env must be the name of an environment variable, such as OPENAI_API_KEY, not the key itself",
-    )
+    check_server(config.base_url, config.api_key_env, WORDING.named)
     for name, value in (
         ("--timeout", config.timeout_s),
         ("--max-tokens", config.max_tokens),

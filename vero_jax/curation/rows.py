@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from vero_jax.errors import UserError
 from vero_jax.types import Example
 
 SPLITS = ("train", "val")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _SUFFIXES = {
     "JPEG": ".jpg",
     "MPO": ".jpg",
@@ -159,8 +157,8 @@ class RowWriter:
         data = row.example.images[number]
         suffix = row.files[number].suffix.lower() if row.files else _suffix(data)
         several = f"_{number}" if number else ""
-        name = f"{row.index:08d}_{_clean(row.example.id, 'sample')[:120]}{several}{suffix}"
-        path = Path("images") / _clean(row.split, "split") / _clean(row.config, "config") / name
+        name = f"{row.index:08d}_{schema.file_name(row.example.id, 'sample')[:120]}{several}{suffix}"
+        path = Path("images") / schema.file_name(row.split, "split") / schema.file_name(row.config, "config") / name
         place = self._folder / path
         place.parent.mkdir(parents=True, exist_ok=True)
         if row.files:
@@ -185,10 +183,6 @@ def exported(row: Row, image_paths: Sequence[str]) -> dict[str, Any]:
     record["extra_info"]["reward_type"] = row.example.reward_type
     record["extra_info"] |= {key: value for key, value in extra.items() if key not in record["extra_info"]}
     return record
-
-
-def _clean(name: str, empty: str) -> str:
-    return _UNSAFE.sub("_", name).strip("._") or empty
 
 
 def _suffix(data: bytes) -> str:

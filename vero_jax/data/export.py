@@ -10,11 +10,11 @@ import contextlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from vero_jax.data import schema
 from vero_jax.data.disk import friendly_disk
 from vero_jax.data.origins import Origin
 from vero_jax.data.readers import Row
@@ -58,7 +58,7 @@ def export_jsonl(
             say(f"exporting {origin.name}")
             rows = origin.rows(say)
             for split in splits:
-                place = f"images/{split}/{_clean(origin.name, 'config')}"
+                place = f"images/{split}/{schema.file_name(origin.name, 'config')}"
                 for number, row in enumerate(rows[split]() if split in rows else ()):
                     record = _export_row(folder, place, origin.name, split, number, row, say)
                     if record is not None:
@@ -86,7 +86,7 @@ def _export_row(
         name, data = _image(item)
         mark = f"_{place_of_image}" if len(items) > 1 else ""  # the official export knows one image a row
         suffix = PurePosixPath(name).suffix.lower() or ".png"
-        path = f"{place}/{number:08d}_{_clean(row_id, 'sample')}{mark}{suffix}"
+        path = f"{place}/{number:08d}_{schema.file_name(row_id, 'sample')}{mark}{suffix}"
         if not (folder / path).exists():
             try:
                 content = data if data is not None else read_file(name)
@@ -181,8 +181,3 @@ def _number(value: Any, kind: Callable[[Any], Any], default: Any) -> Any:
 
 def _text(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else str(value)
-
-
-def _clean(name: str, default: str) -> str:
-    """A name as the official export makes it fit for a file."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or default

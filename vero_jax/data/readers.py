@@ -143,7 +143,7 @@ def _loose_parquet(name: str, paths: Sequence[Path], splits: Sequence[str]) -> R
     for path in paths:
         files.setdefault(_named_split(path, splits) or splits[0], []).append(path)
     pictures = _pictures_beside(paths[0].parent) if _names_pictures(paths[0]) else []
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "parquet"
+    name = schema.file_name(name, "parquet")
     return _row_files(name, {split: files[split] for split in splits if split in files}, pictures)
 
 

@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ GUESSED_KEY = "reward_type_guessed"
 DOUBT_KEY = "ground_truth_doubt"
 """In the `extra_info` of a row whose ground truth looks odd for its type: a phrase that says how."""
 IMAGE_MARKER = "<image>"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 Sizes = Sequence[tuple[int, int]]
 
@@ -350,6 +352,11 @@ def _text(value: Any) -> str:
 
 def _decoded(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def file_name(name: str, default: str) -> str:
+    """A name as the official export makes it fit for a file; `default` where nothing is left of it."""
+    return _UNSAFE.sub("_", name).strip("._") or default
 
 
 def read_beside(folder: Path) -> Callable[[str], bytes]:

@@ -295,16 +295,17 @@ def _image_tokens(
     """(row, merged visual tokens) of every image, and the reason of each row with an image of an impossible shape."""
     widths, heights = (table[name].combine_chunks() for name in ("widths", "heights"))
     owner = pc.list_parent_indices(widths).to_numpy(zero_copy_only=False).astype(np.int64)
-    pairs = np.stack([column.flatten().to_numpy(zero_copy_only=False) for column in (widths, heights)], axis=1)
-    shapes, which = np.unique(pairs, axis=0, return_inverse=True)
+    # Both sides in one number: rows of pairs take numpy ten times as long to tell apart.
+    sides = [column.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for column in (widths, heights)]
+    shapes, which = np.unique(sides[0] << 32 | sides[1], return_inverse=True)
     tokens = np.zeros(len(shapes), np.int64)
     refused: dict[int, str] = {}
-    for place, (width, height) in enumerate(shapes.tolist()):
+    for place, shape in enumerate(shapes.tolist()):
+        width, height = shape >> 32, shape & 0xFFFFFFFF
         try:
             tokens[place] = processor.image_tokens(width, height)
         except PromptError as error:
             refused[place] = error.reason
-    which = which.reshape(-1)
     refusals = {
         int(row): refused[int(place)]
         for row, place in zip(owner, which, strict=True)
