@@ -173,13 +173,8 @@ class RowWriter:
 
 def exported(row: Row, image_paths: Sequence[str]) -> dict[str, Any]:
     """The row as the official export writes it, with the rest of its extra_info after the official keys."""
-    extra = dict(row.example.extra_info)
-    try:
-        int(extra.get("index") or 0)
-    except (TypeError, ValueError):  # the official layout has room for whole numbers only
-        extra.pop("index")
-    example = dataclasses.replace(row.example, extra_info=extra)
-    record = schema.export_record(example, image_paths, row.split, row.index)
+    extra = row.example.extra_info
+    record = schema.export_record(row.example, image_paths, row.split, row.index)
     record["extra_info"]["reward_type"] = row.example.reward_type
     record["extra_info"] |= {key: value for key, value in extra.items() if key not in record["extra_info"]}
     return record

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from vero_jax.data import schema
 from vero_jax.data.disk import friendly_disk
 from vero_jax.data.origins import Origin
 from vero_jax.data.readers import Row
+from vero_jax.data.schema import as_text
 from vero_jax.errors import UserError
 
 _IMAGE_PART = ("image", "image_url")
@@ -78,7 +78,7 @@ def _export_row(
     _, columns, read_file = row
     extra = columns.get("extra_info")
     extra = extra if isinstance(extra, Mapping) else {}
-    row_id = _text(columns.get("id")) or _text(extra.get("id")) or f"{config}_{split}_{number}"
+    row_id = as_text(columns.get("id")) or as_text(extra.get("id")) or f"{config}_{split}_{number}"
     stored = columns.get("image") if columns.get("image") is not None else columns.get("images")
     items = stored if isinstance(stored, (list, tuple)) else [] if stored is None else [stored]
     paths = []
@@ -112,37 +112,29 @@ def _write_new(path: Path, content: bytes) -> None:
 def _image(item: Any) -> tuple[str, bytes | None]:
     """(path, bytes) of a stored image, whichever it has."""
     if isinstance(item, Mapping):
-        return _text(item.get("path")), item["bytes"] if item.get("bytes") else None
-    return ("", item) if isinstance(item, bytes) else (_text(item), None)
+        return as_text(item.get("path")), item["bytes"] if item.get("bytes") else None
+    return ("", item) if isinstance(item, bytes) else (as_text(item), None)
 
 
 def _record(
     columns: Mapping[str, Any], extra: Mapping[str, Any], row_id: str, paths: list[str], split: str, number: int
 ) -> dict[str, Any]:
-    """The line of a row: keys, order and defaults of the official export."""
+    """The line of a row as it is stored."""
     model = columns.get("reward_model")
     model = model if isinstance(model, Mapping) else {}
-    question = _text(extra.get("question"))
+    question = as_text(extra.get("question"))
     messages = _messages(columns.get("prompt")) or [{"role": "user", "content": question}]
-    said = (message["content"] for message in messages if message["role"] == "user" and message["content"])
-    index, tolerance = extra.get("index"), extra.get("tolerance")
-    return {
-        "id": row_id,
-        "data_source": _text(columns.get("data_source")),
-        "prompt": messages,
-        "images": paths,
-        "ability": _text(columns.get("ability")),
-        "reward_model": {"style": _text(model.get("style")), "ground_truth": _text(model.get("ground_truth"))},
-        "extra_info": {
-            "id": row_id,
-            "split": split,
-            "index": _number(index, int, number),
-            "question": question or next(said, ""),
-            "answer": _text(extra.get("answer")),
-            "reward_type": _text(extra.get("reward_type")),
-            "tolerance": _number(tolerance, float, None),
-        },
-    }
+    return schema.official_record(
+        row_id=row_id,
+        source=as_text(columns.get("data_source")),
+        messages=messages,
+        image_paths=paths,
+        domain=as_text(columns.get("ability")),
+        reward_model={name: as_text(model.get(name)) for name in ("style", "ground_truth")},
+        extra=extra,
+        split=split,
+        index=number,
+    )
 
 
 def _messages(prompt: Any) -> list[dict[str, str]]:
@@ -158,26 +150,16 @@ def _messages(prompt: Any) -> list[dict[str, str]]:
     if not isinstance(prompt, (list, tuple)):
         return []
     turns = [turn for turn in prompt if isinstance(turn, Mapping)]
-    return [{"role": _text(turn.get("role")) or "user", "content": _content(turn.get("content"))} for turn in turns]
+    return [{"role": as_text(turn.get("role")) or "user", "content": _content(turn.get("content"))} for turn in turns]
 
 
 def _content(content: Any) -> str:
     if isinstance(content, (list, tuple)):
-        return "".join(_content(part) if isinstance(part, Mapping) else _text(part) for part in content)
+        return "".join(_content(part) if isinstance(part, Mapping) else as_text(part) for part in content)
     if not isinstance(content, Mapping):
-        return _text(content)
+        return as_text(content)
     if content.get("type") in _IMAGE_PART:
         return "<image>"
-    return _text(content["text"]) if content.get("text") is not None else json.dumps(dict(content), ensure_ascii=False)
-
-
-def _number(value: Any, kind: Callable[[Any], Any], default: Any) -> Any:
-    try:
-        number = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        return default
-    return number if math.isfinite(number) else default
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else str(value)
+    return (
+        as_text(content["text"]) if content.get("text") is not None else json.dumps(dict(content), ensure_ascii=False)
+    )

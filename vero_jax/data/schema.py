@@ -91,12 +91,12 @@ def parse_row(row: Mapping[str, Any], fallback_id: str, read_file: Callable[[str
     if row.get("videos") or row.get("video"):
         raise RowError("videos are not read", "rows may hold images only")
     images = tuple(_image_bytes(item, read_file) for item in _stored_images(row))
-    messages = _messages(row.get("prompt"), _text(extra.get("question")), len(images))
-    domain = _text(row.get("ability")) if "ability" in row else CUSTOM_DOMAIN
+    messages = _messages(row.get("prompt"), as_text(extra.get("question")), len(images))
+    domain = as_text(row.get("ability")) if "ability" in row else CUSTOM_DOMAIN
     if not domain:
         raise RowError("no ability")
     ground_truth = formats.truth_text(reward_model.get("ground_truth"))
-    reward_type = _text(extra.get("reward_type")).strip().lower()
+    reward_type = as_text(extra.get("reward_type")).strip().lower()
     reward_type = ALIASES.get(reward_type, reward_type)
     if not reward_type and ground_truth.strip():
         questions = [message["content"] for message in messages if message["role"] == "user"]
@@ -109,15 +109,15 @@ def parse_row(row: Mapping[str, Any], fallback_id: str, read_file: Callable[[str
     if doubt:
         extra[DOUBT_KEY] = doubt
     return Example(
-        id=_text(row.get("id")) or _text(extra.get("id")) or fallback_id,
+        id=as_text(row.get("id")) or as_text(extra.get("id")) or fallback_id,
         domain=domain,
-        source=_text(row.get("data_source")),
+        source=as_text(row.get("data_source")),
         messages=messages,
         images=images,
         reward_type=reward_type,
         ground_truth=ground_truth,
         extra_info=extra,
-        solution=_text(extra.get("solution")),
+        solution=as_text(extra.get("solution")),
     )
 
 
@@ -165,7 +165,7 @@ def from_features(record: Mapping[str, Any]) -> Example:
         reward_type=rest["reward_type"],
         ground_truth=rest["ground_truth"],
         extra_info=rest["extra_info"],
-        solution=_text(rest["extra_info"].get("solution")),
+        solution=as_text(rest["extra_info"].get("solution")),
     )
 
 
@@ -177,33 +177,64 @@ def export_record(example: Example, image_paths: Sequence[str], split: str, inde
       image_paths: paths of its image files, relative to the JSONL file, with forward slashes.
       split, index: name of the split, and place of the row in its config and split.
     """
-    extra = example.extra_info
-    number = extra.get("index")
-    tolerance = extra.get("tolerance")
-    users = [message["content"] for message in example.messages if message["role"] == "user" and message["content"]]
+    return official_record(
+        row_id=example.id,
+        source=example.source,
+        messages=[{"role": message["role"], "content": message["content"]} for message in example.messages],
+        image_paths=image_paths,
+        domain=example.domain,
+        reward_model={"style": "rule", "ground_truth": example.ground_truth},
+        extra=example.extra_info,
+        split=split,
+        index=index,
+    )
+
+
+def official_record(
+    *,
+    row_id: str,
+    source: str,
+    messages: Sequence[Mapping[str, str]],
+    image_paths: Sequence[str],
+    domain: str,
+    reward_model: Mapping[str, str],
+    extra: Mapping[str, Any],
+    split: str,
+    index: int,
+) -> dict[str, Any]:
+    """Keys, order and defaults of a line of the official export; `extra` is the row's extra_info."""
+    said = (message["content"] for message in messages if message["role"] == "user" and message["content"])
     return {
-        "id": example.id,
-        "data_source": example.source,
-        "prompt": [{"role": message["role"], "content": message["content"]} for message in example.messages],
+        "id": row_id,
+        "data_source": source,
+        "prompt": list(messages),
         "images": list(image_paths),
-        "ability": example.domain,
-        "reward_model": {"style": "rule", "ground_truth": example.ground_truth},
+        "ability": domain,
+        "reward_model": dict(reward_model),
         "extra_info": {
-            "id": example.id,
+            "id": row_id,
             "split": split,
-            "index": int(number) if number is not None else index,
-            "question": _text(extra.get("question")) or (users[0] if users else ""),
-            "answer": _text(extra.get("answer")),
-            "reward_type": _text(extra.get("reward_type")),
-            "tolerance": float(tolerance) if tolerance is not None else None,
+            "index": _number(extra.get("index"), int, index),
+            "question": as_text(extra.get("question")) or next(said, ""),
+            "answer": as_text(extra.get("answer")),
+            "reward_type": as_text(extra.get("reward_type")),
+            "tolerance": _number(extra.get("tolerance"), float, None),
         },
     }
+
+
+def _number(value: Any, kind: Callable[[Any], Any], default: Any) -> Any:
+    try:
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return default
+    return number if math.isfinite(number) else default
 
 
 def _messages(prompt: Any, question: str, images: int) -> tuple[dict[str, str], ...]:
     """Chat messages from any of the stored forms; the bare question where the prompt is unusable."""
     pairs = [(turn.get("role"), turn.get("content")) for turn in _turns(prompt)]
-    messages = [{"role": _text(role) or "user", "content": _content(content)} for role, content in pairs]
+    messages = [{"role": as_text(role) or "user", "content": _content(content)} for role, content in pairs]
     messages = [message for message in messages if message["content"].strip()]
     if not any(message["role"] == "user" for message in messages):
         if not question.strip():
@@ -254,15 +285,15 @@ def _is_image(part: Any) -> bool:
 def _content(content: Any) -> str:
     """A message's text: typed parts are joined, an image part becomes the marker."""
     if not isinstance(content, (Mapping, Sequence)) or isinstance(content, str):
-        return _text(content)
+        return as_text(content)
     parts = []
     for part in _parts(content):
         if not isinstance(part, Mapping):
-            parts.append(_text(part))
+            parts.append(as_text(part))
         elif _is_image(part):
             parts.append(IMAGE_MARKER)
         elif part.get("text") is not None:
-            parts.append(_text(part["text"]))
+            parts.append(as_text(part["text"]))
         else:
             parts.append(json.dumps(_plain(part), ensure_ascii=False))
     return "".join(parts)
@@ -346,7 +377,8 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value of a column as text; nothing is no text."""
     return "" if value is None else value if isinstance(value, str) else str(value)
 
 
