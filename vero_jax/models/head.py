@@ -50,7 +50,7 @@ def token_logprobs(
     valid = head.shape[0] if valid_vocab is None else valid_vocab
     block = min(block, head.shape[0])
     # Both functions of this module round the head to the activations' type, so sampler and learner agree.
-    return _token_logprobs(hidden, head.astype(hidden.dtype), targets, _inverse(temperature), block, valid)
+    return _token_logprobs(hidden, head.astype(hidden.dtype), targets, inverse_temperature(temperature), block, valid)
 
 
 def choose_tokens(
@@ -82,7 +82,7 @@ def choose_tokens(
     """
     valid = head.shape[0] if valid_vocab is None else valid_vocab
     head = head.astype(hidden.dtype)
-    inverse = _inverse(temperature)
+    inverse = inverse_temperature(temperature)
     sampled = jnp.asarray(temperature) > 0
     if truncation is not None:
         block = head.shape[0]
@@ -90,7 +90,7 @@ def choose_tokens(
 
     def add_block(carry: tuple, i: Array) -> tuple[tuple, None]:
         top, total, best, best_id, best_logit = carry
-        logits, entries, counted = _block_logits(hidden, head, inverse, i, block, valid)
+        logits, entries, counted = block_logits(hidden, head, inverse, i, block, valid)
         new_top = jnp.maximum(top, logits.max(-1))
         total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[:, None]).sum(-1)
         allowed = counted & ~jax.lax.dynamic_slice_in_dim(banned, entries[0], block)
@@ -116,22 +116,22 @@ def choose_tokens(
     n = hidden.shape[0]
     low = jnp.full(n, _NEGATIVE)
     start = (low, jnp.zeros(n), low, jnp.zeros(n, jnp.int32), jnp.zeros(n))
-    top, total, _, ids, logit = _over_blocks(add_block, start, head.shape[0], block)
+    top, total, _, ids, logit = over_blocks(add_block, start, head.shape[0], block)
     return ids.astype(jnp.int32), logit - top - jnp.log(total)
 
 
-def _inverse(temperature: float | Float32[Array, ""]) -> Float32[Array, ""]:
+def inverse_temperature(temperature: float | Float32[Array, ""]) -> Float32[Array, ""]:
     temperature = jnp.asarray(temperature, jnp.float32)
     return 1.0 / jnp.where(temperature > 0, temperature, 1.0)
 
 
-def _over_blocks(body: Callable, carry: Any, vocab: int, block: int) -> Any:
+def over_blocks(body: Callable, carry: Any, vocab: int, block: int) -> Any:
     if block == vocab:
         return body(carry, jnp.int32(0))[0]
     return jax.lax.scan(body, carry, jnp.arange(-(-vocab // block), dtype=jnp.int32))[0]
 
 
-def _block_logits(
+def block_logits(
     hidden: Array, head: Array, inverse: Array, i: Array, block: int, valid: int
 ) -> tuple[Float32[Array, "n b"], Int32[Array, "b"], Bool[Array, "b"]]:
     """Logits of the i-th block, the entries they belong to, and which of them count.
@@ -162,7 +162,7 @@ def _token_logprobs(
 def _forward(hidden: Array, head: Array, targets: Array, inverse: Array, block: int, valid: int) -> tuple:
     def add_block(carry: tuple, i: Array) -> tuple[tuple, None]:
         top, total, moment, target_logit = carry
-        logits, entries, counted = _block_logits(hidden, head, inverse, i, block, valid)
+        logits, entries, counted = block_logits(hidden, head, inverse, i, block, valid)
         new_top = jnp.maximum(top, logits.max(-1))
         shrink = jnp.exp(top - new_top)
         shifted = logits - new_top[:, None]
@@ -175,7 +175,7 @@ def _forward(hidden: Array, head: Array, targets: Array, inverse: Array, block: 
 
     n = hidden.shape[0]
     start = (jnp.full(n, _NEGATIVE), jnp.zeros(n), jnp.zeros(n), jnp.zeros(n))
-    top, total, moment, target_logit = _over_blocks(add_block, start, head.shape[0], block)
+    top, total, moment, target_logit = over_blocks(add_block, start, head.shape[0], block)
     log_total = jnp.log(total)
     entropy = log_total - moment / total
     # (z - top) is exact where it matters; top + log_total would be rounded at the size of the largest logit.
@@ -188,7 +188,7 @@ def _backward(block: int, valid: int, kept: tuple, cotangents: tuple[Array, Arra
 
     def add_block(carry: tuple, i: Array) -> tuple[tuple, None]:
         d_hidden, d_head = carry
-        logits, entries, counted = _block_logits(hidden, head, inverse, i, block, valid)
+        logits, entries, counted = block_logits(hidden, head, inverse, i, block, valid)
         logp = logits - top[:, None] - log_total[:, None]
         slope = d_logprob[:, None] + d_entropy[:, None] * (logp + entropy[:, None])
         hit = (entries == targets[:, None]) & counted
@@ -200,7 +200,7 @@ def _backward(block: int, valid: int, kept: tuple, cotangents: tuple[Array, Arra
         return (d_hidden + _product(d_logits, part), d_head), None
 
     start = (jnp.zeros(hidden.shape), jnp.zeros(head.shape))
-    d_hidden, d_head = _over_blocks(add_block, start, head.shape[0], block)
+    d_hidden, d_head = over_blocks(add_block, start, head.shape[0], block)
     no_gradient = np.zeros(targets.shape, jax.dtypes.float0)
     return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype), no_gradient, jnp.zeros_like(inverse)
 

@@ -31,16 +31,16 @@ def threefry_2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tup
 
 
 def gumbel(
-    keys: UInt32[Array, "n 2"], position: Int32[Array, ""] | int, entries: Int32[Array, "b"]
+    keys: UInt32[Array, "n 2"], position: Int32[Array, "n"] | Int32[Array, ""] | int, entries: Int32[Array, "b"]
 ) -> Float32[Array, "n b"]:
     """Standard Gumbel noise of some vocabulary entries for each sample's next token.
 
     Args:
       keys: one key per sample.
-      position: place of the token in the response.
+      position: place of the token in its response.
       entries: vocabulary ids. An entry's noise is the same whichever others it is asked with.
     """
-    place = jnp.asarray(position).astype(jnp.uint32)
+    place = jnp.asarray(position).astype(jnp.uint32)[..., None]
     bits, _ = threefry_2x32((keys[:, 0:1], keys[:, 1:2]), (entries.astype(jnp.uint32)[None], place))
     # -log(-log(1 - w)): small w are the large values, and float32 resolves them down to 2**-33. A token of
     # probability 1e-9 can still be drawn, which 1 - w with its steps of 2**-24 would rule out.
