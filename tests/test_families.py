@@ -49,7 +49,7 @@ def policy(
     table = np.random.default_rng(1).normal(0, 0.5, params["language"]["embed"]["embedding"].shape)
     params["language"]["embed"]["embedding"] = jnp.asarray(table, jnp.float32)
     params = jax.device_put(params, model_def.shardings(mesh))
-    rollout = RolloutConfig(groups_per_call=8, prompt_buckets=(48,), patch_buckets=(64,), vocab_block=32)
+    rollout = RolloutConfig(concurrent_responses=8, prompt_buckets=(48,), patch_buckets=(64,), vocab_block=32)
     return model_def, params, Engine(model_def, rollout, mesh, stop_ids=[5], banned_ids=[90, 91, 92, 93]), mesh
 
 

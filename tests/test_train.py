@@ -18,7 +18,7 @@ REPO = Path(__file__).resolve().parent.parent
 TINY = (
     "cold_start.steps=3", "cold_start.warmup_steps=1", "cold_start.batch_size=12", "cold_start.log_every=1",
     "trainer.steps=3", "trainer.prompts_per_step=6", "trainer.val_every=2", "trainer.save_every=1",
-    "trainer.samples_every=2", "actor.mini_batch_prompts=3", "rollout.n=2", "rollout.groups_per_call=6",
+    "trainer.samples_every=2", "actor.mini_batch_prompts=3", "rollout.n=2", "rollout.concurrent_responses=12",
     "rollout.max_response_length=24", "actor.rows_per_micro_batch=4", "reward.overlong_buffer=8",
     "data.mini.train_size=120", "data.mini.val_size=18", "data.max_val_examples=6", "optim.lr=1e-3",
     "optim.schedule=constant",

@@ -117,12 +117,25 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are chosen. temperature 0 is greedy; top_p 1, top_k -1 and min_p 0 are off."""
+    """How tokens are chosen. temperature 0 is greedy; top_p 1, top_k -1, min_p 0 and the penalties' defaults are off."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
     min_p: float = 0.0
+    presence_penalty: float = 0.0  # taken from the logits of tokens that the response holds
+    frequency_penalty: float = 0.0  # the same, times how often
+    repetition_penalty: float = 1.0  # divides the logits of tokens in prompt or response (positive ones)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are ruled out because they are unlikely."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether what was drawn before changes what is drawn next."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +143,15 @@ class RolloutConfig:
     n: int = 8  # responses per prompt
     sampling: SamplingConfig = SamplingConfig()
     max_response_length: int = 18432  # tokens, the stop token included
-    groups_per_call: int = 32  # prompts decoded together
+    concurrent_responses: int = 256  # drawn side by side, over all devices
     prompt_buckets: tuple[int, ...] = (2048, 4096, 8192, 18432)  # padded prompt lengths, in tokens
     patch_buckets: tuple[int, ...] = (4096, 16384, 65536)  # padded vision patches per prompt
+    prefill_tokens: int = 16384  # prompt tokens that a device reads together, padding included
+    prefill_chunk: int = 4096  # longer prompts are read in chunks of so many tokens
+    prompt_page: int = 128  # tokens of a page of prompt keys
+    response_page: int = 64  # tokens of a page of response keys, and the most that are drawn between two looks of the host
+    prompt_kv_tokens: int | None = None  # prompt tokens whose keys are held at a time; None: half of the worst case
+    response_kv_tokens: int | None = None  # response tokens, likewise; when they are used up, responses wait
     vocab_block: int = 16384  # vocabulary entries per block of the output head
     attention_block: int = 512  # query tokens per block
 

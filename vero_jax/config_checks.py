@@ -74,7 +74,11 @@ def _check_numbers(config: Config) -> None:
         "trainer.log_every": trainer.log_every,
         "rollout.n": config.rollout.n,
         "rollout.max_response_length": config.rollout.max_response_length,
-        "rollout.groups_per_call": config.rollout.groups_per_call,
+        "rollout.concurrent_responses": config.rollout.concurrent_responses,
+        "rollout.prefill_tokens": config.rollout.prefill_tokens,
+        "rollout.prefill_chunk": config.rollout.prefill_chunk,
+        "rollout.prompt_page": config.rollout.prompt_page,
+        "rollout.response_page": config.rollout.response_page,
         "rollout.vocab_block": config.rollout.vocab_block,
         "rollout.attention_block": config.rollout.attention_block,
         "data.max_prompt_length": config.data.max_prompt_length,
@@ -197,6 +201,10 @@ def _check_sampling(key: str, sampling: SamplingConfig) -> None:
     _need(
         sampling.top_k == -1 or sampling.top_k >= 1,
         f"{key}.top_k must be -1 (off) or at least 1, not {sampling.top_k}.",
+    )
+    _need(
+        sampling.repetition_penalty > 0,
+        f"{key}.repetition_penalty must be greater than 0 (1 is off), not {sampling.repetition_penalty}.",
     )
 
 

@@ -73,7 +73,7 @@ def answer(
     mesh = make_mesh(MeshConfig(data=1, tensor=-1))
     params = load_adapted(folder, model_def, model_def.shardings(mesh), adapter=adapter or "")
     rollout = RolloutConfig(
-        groups_per_call=1,
+        concurrent_responses=n,
         prompt_buckets=(-(-len(prompt.token_ids) // TOKEN_STEP) * TOKEN_STEP,),
         patch_buckets=(-(-len(prompt.patches) // PATCH_STEP) * PATCH_STEP,),
     )
@@ -84,7 +84,6 @@ def answer(
         stop_ids=processor.eos_ids,
         banned_ids=processor.banned_ids,
         decode=processor.decode,
-        pad_id=processor.pad_id,
     )
     ((_, group),) = engine.generate(
         params,

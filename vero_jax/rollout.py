@@ -1,4 +1,4 @@
-"""Sampling and scoring together: rewards and the judge do their work while the device decodes the next call."""
+"""Sampling and scoring together: rewards and the judge do their work while the device decodes the others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ def rollout(
     step: int,
     max_new_tokens: int,
     coordinates: str = "normalized_1000",
-    groups_per_call: int | None = None,
     judge: JudgePool | None = None,
 ) -> Rollout:
     """Samples n responses to each prompt and scores them; DESIGN: `Prompt -> Group -> Group with Scores`.
@@ -57,7 +56,6 @@ def rollout(
     Args:
       seed, step: what the samples depend on, beside the prompt and the sample's number.
       coordinates: `data.coordinates`, what the policy's boxes and points mean.
-      groups_per_call: prompts decoded together; None takes `rollout.groups_per_call`.
       judge: scores the reward types that need one; None leaves them to the rules.
 
     Raises:
@@ -78,7 +76,6 @@ def rollout(
             seed=seed,
             step=step,
             max_new_tokens=max_new_tokens,
-            groups_per_call=groups_per_call,
         )
         for index, group in sampled:
             groups[index] = group

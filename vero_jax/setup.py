@@ -226,7 +226,6 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
         stop_ids=processor.eos_ids,
         banned_ids=processor.banned_ids,
         decode=processor.decode,
-        pad_id=processor.pad_id,
         guard=guard,
     )
     system = System(config, mesh, folder, processor, model_def, prepared, train_rows, val_rows, engine, guard)

@@ -104,6 +104,8 @@ class Response:
     """"stop" (a stop id was drawn) or "length" (the limit was reached)."""
     text: str = ""
     """Decoded without special tokens that carry no text (the stop id among them)."""
+    warped_logprobs: Float32[np.ndarray, "R"] | None = None
+    """Under the distribution that was drawn from (penalties, banned ids, truncation), where they were asked for."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,8 +94,6 @@ def validate(
                 step=0,
                 max_new_tokens=config.rollout.max_response_length,
                 coordinates=coordinates,
-                # One answer per question: as many responses at once as in training.
-                groups_per_call=config.rollout.groups_per_call * config.rollout.n,
                 judge=judge,
             )
             check_missing(rolled, config.reward.max_missing_share, step, judge)

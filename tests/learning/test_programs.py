@@ -201,7 +201,7 @@ def test_a_state_is_described_as_it_is_made():
 
 def test_sampler_and_learner_agree_on_adapted_weights():
     made, params = learner("adapters"), params_of("adapters")
-    rollout = RolloutConfig(groups_per_call=4, prompt_buckets=(64,), patch_buckets=(64,), vocab_block=64)
+    rollout = RolloutConfig(concurrent_responses=8, prompt_buckets=(64,), patch_buckets=(64,), vocab_block=64)
     engine = Engine(ADAPTED, rollout, made.mesh, stop_ids=[2], banned_ids=[IMAGE_TOKEN])
     prompts = [group.prompt for group in random_groups(6)]
     sampling = SamplingConfig(temperature=1.0)

@@ -51,7 +51,13 @@ CONFIG = ModelConfig(
 )
 MODEL = ModelDef(CONFIG)
 ROLLOUT = RolloutConfig(
-    groups_per_call=4, prompt_buckets=(48,), patch_buckets=(64,), vocab_block=17, attention_block=16
+    concurrent_responses=12,
+    prompt_buckets=(48,),
+    patch_buckets=(64,),
+    prompt_page=16,
+    response_page=5,
+    vocab_block=17,
+    attention_block=16,
 )
 
 

@@ -81,7 +81,7 @@ def _as_batch(prompt: Prompt, config: ModelConfig) -> dict[str, np.ndarray]:
 
 @functools.cache
 def engine(folder: Path, config: ModelConfig) -> Engine:
-    rollout = RolloutConfig(groups_per_call=3, prompt_buckets=(128,), patch_buckets=(384,), vocab_block=128)
+    rollout = RolloutConfig(concurrent_responses=3, prompt_buckets=(128,), patch_buckets=(384,), vocab_block=128)
     return Engine(ModelDef(config), rollout, make_mesh(MeshConfig(), jax.devices()[:1]), stop_ids=[])
 
 

@@ -52,7 +52,7 @@ class Warping:
     arXiv:1909.05858); 1 is off."""
 
 
-class Drawn(NamedTuple):
+class Choice(NamedTuple):
     """What was drawn, and how likely it was."""
 
     ids: Int32[Array, "n"]
@@ -79,7 +79,7 @@ def choose_tokens(
     alternatives: int = 0,
     warped_logprobs: bool = False,
     valid_vocab: int | None = None,
-) -> Drawn:
+) -> Choice:
     """The next token of each lane.
 
     Draws by the Gumbel-max trick: argmax over v of z_v + Gumbel noise, whose noise is a function of (key, position, v)
@@ -158,7 +158,7 @@ def choose_tokens(
     ended = over_blocks(add_block, start, V, block)
     top, total, warped_top, warped_total, _, ids, logit, warped, top_ids, top_logits = ended
     lse = top + jnp.log(total)
-    return Drawn(
+    return Choice(
         ids.astype(jnp.int32),
         # The difference to the largest logit first: it is exact where it matters.
         logit - top - jnp.log(total),

@@ -39,7 +39,9 @@ FREE_KEYS = (
     "mesh.data", "mesh.fsdp", "mesh.tensor", "data.cache_dir", "data.workers",
     "data.read_ahead_mb", "data.source",  # where the same rows lie: a checkpoint knows the rows themselves
     "reward.workers", "model.remat",
-    "rollout.groups_per_call", "rollout.vocab_block", "rollout.attention_block", "actor.rows_per_micro_batch",
+    "rollout.concurrent_responses", "rollout.vocab_block", "rollout.attention_block", "actor.rows_per_micro_batch",
+    "rollout.prefill_tokens", "rollout.prefill_chunk", "rollout.prompt_page", "rollout.response_page",
+    "rollout.prompt_kv_tokens", "rollout.response_kv_tokens",
     # where the judge is and how it is asked; who it is and what it is told decide the scores
     "reward.judge_server.base_url", "reward.judge_server.api_key_env", "reward.judge_server.timeout_s",
     "reward.judge_server.max_retries", "reward.judge_server.concurrency", "reward.judge_server.cache_dir",

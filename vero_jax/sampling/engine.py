@@ -1,9 +1,9 @@
 """The group engine: prompts in, groups of sampled responses out.
 
-A prompt is encoded and prefilled once, whatever the number of its samples. Prompts are placed in calls of a fixed
-number of groups and padded to buckets; a call decodes many tokens in one device program, ends as soon as its last
-response has, and gets space for responses in doubling buckets, so that short answers do not pay for long ones. The
-result depends on (weights, seed, step, prompt, sample) only, not on the call a prompt fell into.
+A prompt is encoded and read once, whatever the number of its samples, and its keys are held once. Lanes draw responses
+side by side; a lane that is free takes the next waiting sample of any prompt, so that long responses hold nobody up.
+Keys of responses lie in pages, so that memory follows the tokens that exist. The result depends on (weights, seed,
+step, prompt, sample) only, not on lanes, batch-mates or devices.
 """
 
 from __future__ import annotations
@@ -19,40 +19,93 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Int32
 
 from vero_jax.config import RolloutConfig, SamplingConfig
 from vero_jax.errors import UserError
-from vero_jax.models.inputs import TokenInputs, VisionInputs
 from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import row_shards
 from vero_jax.parallel.sharding import partition_spec
 from vero_jax.parallel.trace_guard import TraceGuard
-from vero_jax.sampling.inputs import Call, plan_calls, sample_keys
-from vero_jax.sampling.programs import Programs
-from vero_jax.sampling.state import Choice, Decoding, Layout
+from vero_jax.sampling.inputs import Buckets, check_prompt, pad_prompts, sample_keys, token_inputs, vision_inputs
+from vero_jax.sampling.programs import Programs, PromptRows, Reading
+from vero_jax.sampling.session import Drawn, Request, Session
+from vero_jax.sampling.state import Lanes, Layout, Pages, Prompts, Sizes
 from vero_jax.types import Group, Prompt, Response
-
-FIRST_ROOM = 64
-"""Response tokens for which a call first has space; it doubles when they are used up."""
 
 
 @dataclasses.dataclass
 class GenerationStats:
-    """What the last `Engine.generate` did so far."""
+    """What the last `Engine.generate`, or all sessions since `Engine.stats` was made anew, did so far."""
 
     prompts: int = 0
     responses: int = 0
     prompt_tokens: int = 0
     response_tokens: int = 0
-    calls: int = 0
+    prefill_calls: int = 0
+    rounds: int = 0
     decode_steps: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
+    """Tokens that were drawn one after another."""
+    lane_steps: int = 0
+    """Sum over the decode steps of the lanes that took part, empty ones included."""
+    preempted: int = 0
+    """Responses that were drawn again because pages had run out."""
+    seconds: float = 0.0
+    """From the call to the last group, whatever the caller did in between included."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Response tokens per second of prefill and decoding."""
-        return self.response_tokens / max(self.prefill_s + self.decode_s, 1e-9)
+        """Response tokens per second."""
+        return self.response_tokens / max(self.seconds, 1e-9)
+
+    @property
+    def useful_share(self) -> float:
+        """Response tokens per lane step: 1 when no lane ever drew for nothing."""
+        return self.response_tokens / max(self.lane_steps, 1)
+
+
+class SessionPrograms:
+    """The compiled programs for sessions of one size; the engine keeps them."""
+
+    def __init__(self, programs: Programs, layout: Layout, sizes: Sizes, guard: TraceGuard) -> None:
+        self.sizes = sizes
+        config = programs.model_def.config.text
+        watch, A = guard.watch, sizes.shards
+        dtype = programs.model_def.dtype
+        lanes, prompts, pages = layout.lanes(sizes), layout.prompts(sizes), layout.pages()
+        kv = (config.num_layers, A), (config.num_kv_heads,), (config.head_dim,)
+
+        def pool(count: int, page: int) -> Pages:
+            shape = (*kv[0], count, *kv[1], page, *kv[2])
+            return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+        def empty() -> tuple[Prompts, Pages]:
+            seen = jnp.zeros((A, sizes.prompts, config.vocab_size), bool) if sizes.penalties else None
+            return Prompts(
+                pool(sizes.prompt_pages, sizes.prompt_page),
+                jnp.zeros((A, sizes.prompts, config.hidden_size), dtype),
+                jnp.zeros((A, sizes.prompts), jnp.int32),
+                seen,
+            ), pool(sizes.response_pages, sizes.response_page)
+
+        def new_lanes(count: int) -> Lanes:
+            zeros = jnp.zeros((A, count), jnp.int32)
+            counts = jnp.zeros((A, count, config.vocab_size), jnp.int32) if sizes.penalties else None
+            recent = pool(count, sizes.response_page)
+            return Lanes(zeros, zeros, jnp.ones((A, count), bool), zeros, recent, counts)
+
+        jit = jax.jit
+        self.empty = jit(empty, out_shardings=(prompts, pages))
+        self.new_lanes = jit(new_lanes, static_argnums=0, out_shardings=lanes)
+        self.prefill = jit(watch("prefill", programs.prefill), out_shardings=prompts, donate_argnums=4)
+        self.store = jit(watch("store", programs.store), out_shardings=prompts, donate_argnums=0)
+        self.flush = jit(watch("flush", programs.flush), out_shardings=pages, donate_argnums=0)
+        self.move = jit(watch("move", programs.move), out_shardings=lanes)
+        self.decode = jit(
+            watch("decode", functools.partial(programs.decode, sizes=sizes)),
+            out_shardings=(lanes, layout.window(sizes), layout.whole),
+            donate_argnums=3,
+        )
 
 
 class Engine:
@@ -60,12 +113,11 @@ class Engine:
 
     Args:
       model_def: the model.
-      rollout: buckets and block sizes.
-      mesh: where to compute; groups are split over its data axes.
+      rollout: buckets, lanes, pages and block sizes.
+      mesh: where to compute; lanes and prompts are split over its data axes.
       stop_ids: ids that end a response.
       banned_ids: ids that are never drawn (vision, padding and unused ids).
       decode: turns response ids into text; None leaves `Response.text` empty.
-      pad_id: what stands behind the end of a response on the device.
       gather_weights: hold the weights of sampling whole over the fsdp axis. A decode step reads all weights, and
         would otherwise gather them from the other devices for every token.
       guard: counts the traces of the engine's programs.
@@ -80,7 +132,6 @@ class Engine:
         stop_ids: Sequence[int],
         banned_ids: Sequence[int] = (),
         decode: Callable[[Sequence[int]], str] | None = None,
-        pad_id: int = 0,
         gather_weights: bool = True,
         guard: TraceGuard | None = None,
     ) -> None:
@@ -89,35 +140,34 @@ class Engine:
         self.mesh = mesh
         self.stats = GenerationStats()
         self.guard = guard or TraceGuard()
-        self._stop_ids = np.asarray(sorted(set(stop_ids)), np.int32)
+        self.stop_ids = frozenset(int(i) for i in stop_ids)
+        self.buckets = Buckets(tuple(sorted(rollout.prompt_buckets)), tuple(sorted(rollout.patch_buckets)))
+        self.patch_layout = model_def.config.patch_layout
+        self.layout = Layout(mesh, model_def.config.text.num_kv_heads)
         self._decode_text = decode
-        self._layout = Layout(mesh, model_def.config.text.num_kv_heads)
+        self._kept: dict[Sizes, SessionPrograms] = {}
         vocab = model_def.config.text.vocab_size
-        programs = Programs(
+        self._programs = Programs(
             model_def=model_def,
-            stop_ids=tuple(int(i) for i in self._stop_ids),
-            banned_ids=tuple(sorted({int(i) for i in banned_ids if i < vocab} - set(self._stop_ids.tolist()))),
-            pad_id=pad_id,
+            stop_ids=tuple(sorted(self.stop_ids)),
+            banned_ids=tuple(sorted({int(i) for i in banned_ids if i < vocab} - self.stop_ids)),
+            prefill_chunk=rollout.prefill_chunk,
             attention_block=rollout.attention_block,
             vocab_block=rollout.vocab_block,
         )
-        watch, layout = self.guard.watch, self._layout
-        self._prefill = jax.jit(
-            watch("prefill", programs.prefill),
-            static_argnames=("room", "truncated"),
-            out_shardings=(layout.prefilled(), layout.decoding()),
+        watch, cache = self.guard.watch, self.layout.cache()
+        reading = Reading(cache, cache, self.layout.rows)  # type: ignore[arg-type]
+        self._encode = jax.jit(watch("encode", self._programs.encode))
+        self._read_chunk = jax.jit(
+            watch("read_chunk", self._programs.read_chunk), out_shardings=reading, donate_argnums=4
         )
-        self._decode = jax.jit(
-            watch("decode", programs.decode),
-            static_argnames="truncated",
-            donate_argnums=2,
-            out_shardings=layout.decoding(),
-        )
-        self._grow = jax.jit(watch("grow", programs.grow), static_argnames="room", out_shardings=layout.decoding())
+        self._new_reading = jax.jit(self._empty_reading, static_argnums=(0, 1), out_shardings=reading)
         self._for_sampling = None
         if model_def.dtype != model_def.param_dtype or (gather_weights and mesh.shape["fsdp"] > 1):
             shardings = self._sampling_shardings() if gather_weights else None
-            self._for_sampling = jax.jit(watch("for_sampling", programs.for_sampling), out_shardings=shardings)
+            self._for_sampling = jax.jit(watch("for_sampling", self._programs.for_sampling), out_shardings=shardings)
+
+    # --- for users
 
     def generate(
         self,
@@ -128,108 +178,183 @@ class Engine:
         sampling: SamplingConfig,
         seed: int,
         step: int,
-        max_new_tokens: int,
-        groups_per_call: int | None = None,
+        max_new_tokens: int | Int32[np.ndarray, "Q N"],
+        warped_logprobs: bool = False,
     ) -> Iterator[tuple[int, Group]]:
-        """Samples n responses to every prompt, and gives each group as soon as its call has ended.
+        """Samples n responses to every prompt, and gives each group as soon as its last response has ended.
 
         Args:
           params: the policy's parameters, a plain tree of arrays.
           prompts: any number; every prompt must fit the configured buckets.
           seed, step: with the prompt's id and the sample's number, what the random numbers depend on.
-          max_new_tokens: limit of a response, the stop id included.
-          groups_per_call: prompts decoded together; None takes `rollout.groups_per_call`. Rounded up to a multiple of
-            the devices over which groups are split.
+          max_new_tokens: limit of a response, the stop id included; or one for every sample.
+          warped_logprobs: fill `Response.warped_logprobs`.
 
         Yields:
-          (index into `prompts`, its group), call by call, so not in the order of `prompts`.
+          (index into `prompts`, its group), as they end, so not in the order of `prompts`.
 
         Raises:
           UserError: a prompt does not fit, or its image tokens do not match its images. Nothing has run then.
         """
-        if n < 1 or max_new_tokens < 1:
-            raise UserError(f"n={n} samples of max_new_tokens={max_new_tokens} tokens: both must be at least 1")
+        limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), (len(prompts), n)) if n > 0 else np.zeros((1, 1))
+        if n < 1 or (limits.size and limits.min() < 1):
+            raise UserError(f"n={n} samples of max_new_tokens={limits.min()} tokens: both must be at least 1")
+        # The shapes depend on the settings, not on what is asked of them.
+        longest = int(max_new_tokens) if np.ndim(max_new_tokens) == 0 else int(limits.max(initial=1))
+        for index, prompt in enumerate(prompts):
+            check_prompt(index, prompt, self.patch_layout.merge_size)
+            self.buckets.of(index, prompt)
         self.stats = GenerationStats()
-        shards = row_shards(self.mesh)
-        groups = -(-(groups_per_call or self.rollout.groups_per_call) // shards) * shards
-        calls = plan_calls(
-            prompts,
-            sample_keys(prompts, n, seed, step),
-            groups=groups,
-            prompt_buckets=self.rollout.prompt_buckets,
-            patch_buckets=self.rollout.patch_buckets,
-            patch_layout=self.model_def.config.patch_layout,
-        )
-        return self._generate(params, prompts, calls, sampling, max_new_tokens)
+        return self._generate(params, prompts, n, sampling, seed, step, limits, longest, warped_logprobs)
 
     def _generate(
-        self, params: Any, prompts: Sequence[Prompt], calls: Iterator[Call], sampling: SamplingConfig, limit: int
+        self,
+        params: Any,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: SamplingConfig,
+        seed: int,
+        step: int,
+        limits: Int32[np.ndarray, "Q N"],
+        longest: int,
+        warped_logprobs: bool,
     ) -> Iterator[tuple[int, Group]]:
+        start, stats = time.perf_counter(), self.stats
+        session = self.session(
+            params,
+            n=n,
+            max_new_tokens=longest,
+            truncated=sampling.truncates,
+            penalties=sampling.has_penalties,
+            warped_logprobs=warped_logprobs,
+            resend=True,
+        )
+        keys = sample_keys(prompts, n, seed, step)
+        # Prompts of one bucket are read together.
+        order = sorted(range(len(prompts)), key=lambda index: (*self.buckets.of(index, prompts[index]), index))
+        index_of = {
+            session.submit(Request(prompts[index], keys[index], sampling, limits[index])): index for index in order
+        }
+        parts: dict[int, list[list[Drawn]]] = {number: [[] for _ in range(n)] for number in index_of}
+        missing = dict.fromkeys(index_of, n)
+        while not session.idle:
+            for drawn in session.advance():
+                if drawn.start == 0:
+                    parts[drawn.request][drawn.sample].clear()  # of a response that is drawn again
+                parts[drawn.request][drawn.sample].append(drawn)
+                missing[drawn.request] -= drawn.stop_reason is not None
+                if missing[drawn.request] == 0 and drawn.stop_reason is not None:
+                    responses = tuple(self._response(pieces) for pieces in parts.pop(drawn.request))
+                    stats.prompts, stats.responses = stats.prompts + 1, stats.responses + n
+                    stats.seconds = time.perf_counter() - start
+                    index = index_of[drawn.request]
+                    yield index, Group(prompt=prompts[index], responses=responses)
+
+    def session(
+        self,
+        params: Any,
+        *,
+        n: int,
+        max_new_tokens: int,
+        truncated: bool = False,
+        penalties: bool = False,
+        warped_logprobs: bool = False,
+        alternatives: int = 0,
+        lanes: int | None = None,
+        resend: bool = False,
+    ) -> Session:
+        """A session that takes requests at any time.
+
+        Args:
+          n: most samples of a request that are drawn side by side; requests may have more.
+          max_new_tokens: most tokens of a response.
+          truncated, penalties: whether requests may use top-k, top-p, min-p; penalties.
+          warped_logprobs, alternatives: what is reported beside the log-probabilities.
+          lanes: responses that are drawn side by side; None takes `rollout.concurrent_responses`.
+          resend: give the tokens of a response that is drawn again (because pages had run out) from its start, not
+            only those that were not given before.
+        """
         if self._for_sampling is not None:
             params = self._for_sampling(params)
-        for call in calls:
-            tokens, logprobs = self._run(params, call, sampling, limit)
-            for row, index in enumerate(call.indices):
-                responses = tuple(self._response(*pair) for pair in zip(tokens[row], logprobs[row], strict=True))
-                self.stats.prompts += 1
-                self.stats.responses += len(responses)
-                self.stats.prompt_tokens += int(call.lengths[row])
-                self.stats.response_tokens += sum(len(response.token_ids) for response in responses)
-                yield index, Group(prompt=prompts[index], responses=responses)
+        sizes = self.sizes(n, max_new_tokens, lanes)
+        sizes = dataclasses.replace(
+            sizes,
+            truncated=truncated,
+            penalties=penalties,
+            warped_logprobs=warped_logprobs,
+            alternatives=alternatives,
+        )
+        if sizes not in self._kept:
+            self._kept[sizes] = SessionPrograms(self._programs, self.layout, sizes, self.guard)
+        return Session(self, self._kept[sizes], params, resend=resend)
 
-    def _run(self, params: Any, call: Call, sampling: SamplingConfig, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """Prefill and decoding of one call; returns tokens and log-probabilities, both [G, N, tokens drawn]."""
-        start = time.perf_counter()
-        truncated = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
-        choice = self._place(
-            Choice(
-                call.keys,  # type: ignore[arg-type]
-                np.float32(sampling.temperature),  # type: ignore[arg-type]
-                np.int32(sampling.top_k),  # type: ignore[arg-type]
-                np.float32(sampling.top_p),  # type: ignore[arg-type]
-                np.float32(sampling.min_p),  # type: ignore[arg-type]
+    def sizes(self, n: int, max_new_tokens: int, lanes: int | None = None) -> Sizes:
+        """Shapes of a session; see `session`.
+
+        The stores hold what the settings say, or half of what the worst case would need: prompts and responses
+        of the largest size in every place at once are rare, and lanes wait when a store is full.
+        """
+        rollout, shards = self.rollout, row_shards(self.mesh)
+        per_shard = max(-(-(lanes or rollout.concurrent_responses) // shards), 1)
+        readers = min(n, per_shard)
+        prompts = min(2 * -(-per_shard // readers) + 1, per_shard + 1)
+        largest = -(-self.buckets.prompts[-1] // rollout.prompt_page)
+        longest = -(-max_new_tokens // rollout.response_page)
+
+        def pages(tokens: int | None, page: int, one: int, places: int, least: int) -> int:
+            if tokens is None:
+                return max(one, least, -(-one * places // 2))
+            return max(one, tokens // shards // page)
+
+        return Sizes(
+            shards=shards,
+            lanes=per_shard,
+            prompts=prompts,
+            readers=readers,
+            prompt_page=rollout.prompt_page,
+            response_page=rollout.response_page,
+            prompt_pages=pages(rollout.prompt_kv_tokens, rollout.prompt_page, largest, prompts, 0),
+            response_pages=pages(
+                rollout.response_kv_tokens, rollout.response_page, longest, per_shard, least=per_shard + 1
             ),
-            self._layout.choice(),
         )
-        room = min(FIRST_ROOM, limit)
-        prompt, state = self._prefill(params, *self._place_inputs(call), choice, room=room, truncated=truncated)
-        count, done = self._progress(state)
-        decoding = time.perf_counter()
-        while not done and count < limit:
-            if count == room:
-                room = min(2 * room, limit)
-                state = self._grow(state, room=room)
-            state = self._decode(params, prompt, state, jnp.int32(room), choice, truncated=truncated)
-            count, done = self._progress(state)
-        tokens, logprobs = self._fetch(state)
-        self.stats.calls += 1
-        self.stats.decode_steps += count - 1
-        self.stats.prefill_s += decoding - start
-        self.stats.decode_s += time.perf_counter() - decoding
-        return tokens[..., :count], logprobs[..., :count]
 
-    @staticmethod
-    def _progress(state: Decoding) -> tuple[int, bool]:
-        """Tokens drawn, and whether all responses have ended; waits for the device."""
-        count, done = jax.device_get((state.count, state.done.all()))
-        return int(count), bool(done)
+    # --- for sessions
 
-    def _place_inputs(self, call: Call) -> tuple[Any, ...]:
-        valid = (np.arange(call.token_ids.shape[1]) < call.lengths[:, None]).astype(np.int32)
-        tokens = TokenInputs(
-            call.token_ids,  # type: ignore[arg-type]
-            call.positions,  # type: ignore[arg-type]
-            call.image_index,  # type: ignore[arg-type]
-            valid,  # type: ignore[arg-type]
-            np.zeros_like(valid),  # type: ignore[arg-type]
-        )
-        vision = None
-        if call.patches is not None:
-            vision = VisionInputs(call.patches, call.coords, call.sizes, call.segments, call.windows)  # type: ignore[arg-type]
-        real = (np.arange(len(call.lengths)) < len(call.indices)).astype(np.int32)
-        return self._place((vision, tokens, call.lengths, call.next_positions, real), self._layout.rows)
+    def prefill_rungs(self, tokens: int) -> list[int]:
+        """Numbers of prompts of a bucket that a shard reads at a time: 1, 4, 16, ..."""
+        rungs = [1]
+        while rungs[-1] * 4 * tokens <= self.rollout.prefill_tokens:
+            rungs.append(rungs[-1] * 4)
+        return rungs
 
-    def _place(self, tree: Any, shardings: Any) -> Any:
+    def read_prompts(
+        self,
+        programs: SessionPrograms,
+        params: Any,
+        store: Prompts,
+        prompts: Sequence[Prompt | None],
+        tokens: int,
+        patches: int,
+        units: Int32[np.ndarray, "A g"],
+        pages: Int32[np.ndarray, "A Y"],
+    ) -> Prompts:
+        """Reads prompts, padded to a bucket of tokens and of patches, into a session's store."""
+        chunk = self.rollout.prefill_chunk
+        length = tokens if tokens <= chunk else -(-tokens // chunk) * chunk
+        vision = self.model_def.config.vision
+        padded = pad_prompts(prompts, length, patches, self.patch_layout, vision.patch_elements if vision else 0)
+        rows = PromptRows(padded.lengths, padded.next_positions, units, pages)  # type: ignore[arg-type]
+        images, text, rows = self.place((vision_inputs(padded), token_inputs(padded), rows), self.layout.rows)
+        if length <= chunk:
+            return programs.prefill(params, images, text, rows, store)
+        features = None if images is None else self._encode(params, images)
+        reading = self._new_reading(len(prompts), length)
+        for offset in range(0, int(padded.lengths.max()), chunk):
+            reading = self._read_chunk(params, features, text, rows.lengths, reading, np.int32(offset))
+        return programs.store(store, reading, text.token_ids, rows)
+
+    def place(self, tree: Any, shardings: Any) -> Any:
         """Host arrays, the same in every process, to the mesh."""
         if jax.process_count() == 1:
             return jax.device_put(tree, shardings)
@@ -242,21 +367,28 @@ class Engine:
             return jax.tree.map(functools.partial(place, sharding=shardings), tree)
         return jax.tree.map(place, tree, shardings)
 
-    def _fetch(self, state: Decoding) -> tuple[np.ndarray, np.ndarray]:
+    def fetch(self, tree: Any) -> Any:
+        """Arrays of the mesh as numpy, the same in every process; waits for the device."""
         if jax.process_count() == 1:
-            return jax.device_get((state.tokens, state.logprobs))
-        return multihost_utils.process_allgather((state.tokens, state.logprobs), tiled=True)
+            return jax.device_get(tree)
+        return multihost_utils.process_allgather(tree, tiled=True)
 
-    def _response(self, tokens: np.ndarray, logprobs: np.ndarray) -> Response:
-        stops = np.flatnonzero(np.isin(tokens, self._stop_ids))
-        length = int(stops[0]) + 1 if len(stops) else len(tokens)
-        ids = tokens[:length].copy()
-        text = ids[:-1] if len(stops) else ids
+    def _empty_reading(self, rows: int, length: int) -> Reading:
+        text, dtype = self.model_def.config.text, self.model_def.dtype
+        shape = (text.num_layers, rows, text.num_kv_heads, length, text.head_dim)
+        return Reading(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, text.hidden_size), dtype))
+
+    def _response(self, pieces: Sequence[Drawn]) -> Response:
+        ids = np.concatenate([piece.token_ids for piece in pieces])
+        reason = pieces[-1].stop_reason or "length"
+        text = ids[:-1] if reason == "stop" else ids
+        warped = [piece.warped_logprobs for piece in pieces if piece.warped_logprobs is not None]
         return Response(
             token_ids=ids,
-            logprobs=logprobs[:length].copy(),
-            stop_reason="stop" if len(stops) else "length",
+            logprobs=np.concatenate([piece.logprobs for piece in pieces]),
+            stop_reason=reason,
             text="" if self._decode_text is None else self._decode_text(text.tolist()),
+            warped_logprobs=np.concatenate(warped) if warped else None,
         )
 
     def _sampling_shardings(self) -> Any:

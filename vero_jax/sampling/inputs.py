@@ -1,6 +1,6 @@
-"""From prompts to the padded arrays of one sampling call, and the random key of every sample. numpy only.
+"""From prompts to the padded arrays of a prefill, and the random key of every sample, on the host (numpy).
 
-Axes: G groups of a call, N samples per group, S prompt tokens (a bucket), P vision patches (a bucket), E elements of a
+Axes: G rows of a prefill, N samples per group, S prompt tokens (a bucket), P vision patches (a bucket), E elements of a
 patch.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int32, Num, UInt32
@@ -17,23 +17,21 @@ from jaxtyping import Int32, Num, UInt32
 from vero_jax.data.geometry import merged_counts
 from vero_jax.data.patches import WITHOUT_WINDOWS, PatchLayout
 from vero_jax.errors import UserError
+from vero_jax.models.inputs import TokenInputs, VisionInputs
 from vero_jax.types import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
-    """What is prefilled and decoded together. Groups past the prompts are padding of one token."""
+class PaddedPrompts:
+    """What is read together, one prompt per row. Rows of padding hold one token."""
 
-    indices: tuple[int, ...]
-    """Places of the call's prompts in the list they came from."""
     token_ids: Int32[np.ndarray, "G S"]
     positions: Int32[np.ndarray, "G S 3"]
     image_index: Int32[np.ndarray, "G S"]
     lengths: Int32[np.ndarray, "G"]
     next_positions: Int32[np.ndarray, "G"]
-    keys: UInt32[np.ndarray, "G N 2"]
     patches: Num[np.ndarray, "G P E"] | None
-    """In the order of the vision tower; None, as are the next four, when no prompt of the call has an image."""
+    """In the order of the vision tower; None, as are the next four, when no prompt has an image."""
     coords: Int32[np.ndarray, "G P 2"] | None
     sizes: Int32[np.ndarray, "G P 2"] | None
     segments: Int32[np.ndarray, "G P"] | None
@@ -41,44 +39,23 @@ class Call:
     """None, too, for a tower without windows."""
 
 
-def plan_calls(
-    prompts: Sequence[Prompt],
-    keys: UInt32[np.ndarray, "Q N 2"],
-    *,
-    groups: int,
-    prompt_buckets: Sequence[int],
-    patch_buckets: Sequence[int],
-    patch_layout: PatchLayout = WITHOUT_WINDOWS,
-) -> Iterator[Call]:
-    """Sorts prompts by bucket and cuts them into calls of `groups`, so that a call pads little.
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Padded sizes of prompts (tokens) and of their images (patches), each ascending."""
 
-    Everything is checked now; the arrays of a call are made when its turn comes.
+    prompts: tuple[int, ...]
+    patches: tuple[int, ...]
 
-    Args:
-      keys: one key per prompt and sample, see `sample_keys`.
-      groups: groups of every call, padding included.
-      prompt_buckets, patch_buckets: padded sizes, in tokens and patches.
-      patch_layout: of the model's vision tower.
+    def of(self, index: int, prompt: Prompt) -> tuple[int, int]:
+        """The smallest that hold a prompt; 0 patches for one without images.
 
-    Raises:
-      UserError: a prompt does not fit the buckets, or its image tokens do not match its images.
-    """
-    sizes = []
-    for index, prompt in enumerate(prompts):
-        _check_images(index, prompt, patch_layout.merge_size)
-        tokens = _bucket(len(prompt.token_ids), prompt_buckets, index, prompt, "tokens", "rollout.prompt_buckets")
-        patches = 0
-        if len(prompt.patches):
-            patches = _bucket(len(prompt.patches), patch_buckets, index, prompt, "patches", "rollout.patch_buckets")
-        sizes.append((tokens, patches))
-    order = sorted(range(len(prompts)), key=lambda index: (sizes[index], index))
-
-    def call(indices: tuple[int, ...]) -> Call:
-        length = max(sizes[index][0] for index in indices)
-        room = max(sizes[index][1] for index in indices)
-        return _pad([prompts[index] for index in indices], indices, keys, groups, length, room, patch_layout)
-
-    return (call(tuple(order[first : first + groups])) for first in range(0, len(order), groups))
+        Raises:
+          UserError: there is none; the sentence names prompt `index`.
+        """
+        tokens = _bucket(len(prompt.token_ids), self.prompts, index, prompt, "tokens", "rollout.prompt_buckets")
+        if not len(prompt.patches):
+            return tokens, 0
+        return tokens, _bucket(len(prompt.patches), self.patches, index, prompt, "patches", "rollout.patch_buckets")
 
 
 def sample_keys(prompts: Sequence[Prompt], n: int, seed: int, step: int) -> UInt32[np.ndarray, "Q N 2"]:
@@ -98,22 +75,12 @@ def sample_keys(prompts: Sequence[Prompt], n: int, seed: int, step: int) -> UInt
     return keys
 
 
-def _name(index: int, prompt: Prompt) -> str:
-    return f"prompt {index} (example {prompt.example.id!r})"
+def check_prompt(index: int, prompt: Prompt, merge_size: int) -> None:
+    """Images must not go missing in silence: patches, grids and image tokens have to agree before anything runs.
 
-
-def _bucket(size: int, buckets: Sequence[int], index: int, prompt: Prompt, unit: str, setting: str) -> int:
-    for bucket in sorted(buckets):
-        if size <= bucket:
-            return bucket
-    raise UserError(
-        f"{_name(index, prompt)} has {size} {unit}, more than the largest of {setting} {list(buckets)}; "
-        "add a larger bucket, or allow only smaller images or shorter prompts"
-    )
-
-
-def _check_images(index: int, prompt: Prompt, merge_size: int) -> None:
-    """Images must not go missing in silence: patches, grids and image tokens have to agree before anything runs."""
+    Raises:
+      UserError: they do not, or the prompt is empty.
+    """
     if not len(prompt.token_ids):
         raise UserError(f"{_name(index, prompt)} has no tokens; the chat template must give at least one")
     grids = np.asarray(prompt.grids).reshape(-1, 3)
@@ -132,31 +99,36 @@ def _check_images(index: int, prompt: Prompt, merge_size: int) -> None:
         )
 
 
-def _pad(
-    prompts: Sequence[Prompt],
-    indices: tuple[int, ...],
-    keys: UInt32[np.ndarray, "Q N 2"],
-    groups: int,
+def pad_prompts(
+    prompts: Sequence[Prompt | None],
     length: int,
     room: int,
-    patch_layout: PatchLayout,
-) -> Call:
-    token_ids = np.zeros((groups, length), np.int32)
-    positions = np.zeros((groups, length, 3), np.int32)
-    image_index = np.full((groups, length), -1, np.int32)
-    lengths = np.ones(groups, np.int32)
-    next_positions = np.ones(groups, np.int32)
-    call_keys = np.zeros((groups, *keys.shape[1:]), np.uint32)
-    call_keys[: len(indices)] = keys[list(indices)]
+    patch_layout: PatchLayout = WITHOUT_WINDOWS,
+    patch_elements: int = 0,
+) -> PaddedPrompts:
+    """Prompts as rows of `length` tokens and `room` patches; None is a row of padding.
+
+    Args:
+      patch_elements: E, for rows of padding only.
+    """
+    G = len(prompts)
+    token_ids = np.zeros((G, length), np.int32)
+    positions = np.zeros((G, length, 3), np.int32)
+    image_index = np.full((G, length), -1, np.int32)
+    lengths = np.ones(G, np.int32)
+    next_positions = np.ones(G, np.int32)
     patches = coords = sizes = segments = windows = None
     if room:
-        first = next(prompt.patches for prompt in prompts if len(prompt.patches))
-        patches = np.zeros((groups, room, first.shape[1]), first.dtype)
-        coords = np.zeros((groups, room, 2), np.int32)
-        sizes = np.ones((groups, room, 2), np.int32)
-        segments = np.zeros((groups, room), np.int32)
-        windows = np.zeros((groups, room), np.int32) if patch_layout.window else None
+        like = next((prompt.patches for prompt in prompts if prompt is not None and len(prompt.patches)), None)
+        elements, dtype = (patch_elements, np.dtype(np.uint8)) if like is None else (like.shape[1], like.dtype)
+        patches = np.zeros((G, room, elements), dtype)
+        coords = np.zeros((G, room, 2), np.int32)
+        sizes = np.ones((G, room, 2), np.int32)
+        segments = np.zeros((G, room), np.int32)
+        windows = np.zeros((G, room), np.int32) if patch_layout.window else None
     for row, prompt in enumerate(prompts):
+        if prompt is None:
+            continue
         T, P = len(prompt.token_ids), len(prompt.patches)
         token_ids[row, :T] = prompt.token_ids
         positions[row, :T] = prompt.positions
@@ -170,17 +142,35 @@ def _pad(
                 windows[row, :P] = arranged.windows
             seen = np.flatnonzero(prompt.image_index >= 0)
             image_index[row, seen] = arranged.places[prompt.image_index[seen]]
-    return Call(
-        indices=indices,
-        token_ids=token_ids,
-        positions=positions,
-        image_index=image_index,
-        lengths=lengths,
-        next_positions=next_positions,
-        keys=call_keys,
-        patches=patches,
-        coords=coords,
-        sizes=sizes,
-        segments=segments,
-        windows=windows,
+    return PaddedPrompts(
+        token_ids, positions, image_index, lengths, next_positions, patches, coords, sizes, segments, windows
+    )
+
+
+def token_inputs(padded: PaddedPrompts) -> TokenInputs:
+    """Prompts as rows of one group each."""
+    S = padded.token_ids.shape[1]
+    groups = (np.arange(S) < padded.lengths[:, None]).astype(np.int32)
+    branches = np.zeros_like(groups)
+    return TokenInputs(padded.token_ids, padded.positions, padded.image_index, groups, branches)  # type: ignore[arg-type]
+
+
+def vision_inputs(padded: PaddedPrompts) -> VisionInputs | None:
+    """The images of the rows; None where there are none."""
+    if padded.patches is None:
+        return None
+    return VisionInputs(padded.patches, padded.coords, padded.sizes, padded.segments, padded.windows)  # type: ignore[arg-type]
+
+
+def _name(index: int, prompt: Prompt) -> str:
+    return f"prompt {index} (example {prompt.example.id!r})"
+
+
+def _bucket(size: int, buckets: Sequence[int], index: int, prompt: Prompt, unit: str, setting: str) -> int:
+    for bucket in sorted(buckets):
+        if size <= bucket:
+            return bucket
+    raise UserError(
+        f"{_name(index, prompt)} has {size} {unit}, more than the largest of {setting} {list(buckets)}; "
+        "add a larger bucket, or allow only smaller images or shorter prompts"
     )
