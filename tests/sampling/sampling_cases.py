@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -77,6 +78,12 @@ def mesh(devices: int = 1, **sizes: int) -> jax.sharding.Mesh:
 @functools.cache
 def engine(devices: int = 1, **sizes: int) -> Engine:
     return Engine(MODEL, ROLLOUT, mesh(devices, **sizes), stop_ids=[STOP], banned_ids=[1, 2, IMAGE, VIDEO])
+
+
+def engine_with(**rollout: Any) -> Engine:
+    """One with other settings, on one device."""
+    settings = dataclasses.replace(ROLLOUT, **rollout)
+    return Engine(MODEL, settings, mesh(), stop_ids=[STOP], banned_ids=[1, 2, IMAGE, VIDEO])
 
 
 def make_prompt(seed: int, grids: list[tuple[int, int, int]] | None = None, text: int | None = None) -> Prompt:

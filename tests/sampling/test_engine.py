@@ -12,6 +12,7 @@ from sampling_cases import (
     ROLLOUT,
     STOP,
     engine,
+    engine_with,
     make_prompt,
     mesh,
     params,
@@ -23,16 +24,15 @@ from sampling_cases import (
 from vero_jax.config import SamplingConfig
 from vero_jax.errors import UserError
 from vero_jax.sampling.engine import Engine
+from vero_jax.sampling.inputs import sample_keys
+from vero_jax.sampling.session import Request
 
 PROMPTS = [make_prompt(seed, grids=[] if seed in (2, 5) else None) for seed in range(7)]
 
 
-def generate(prompts=PROMPTS, *, n=3, sampling=SamplingConfig(), seed=0, step=0, limit=12, by=None, **groups):  # noqa: B008
-    return dict(
-        (by or engine()).generate(
-            params(), prompts, n=n, sampling=sampling, seed=seed, step=step, max_new_tokens=limit, **groups
-        )
-    )
+def generate(prompts=PROMPTS, *, n=3, sampling=SamplingConfig(), seed=0, step=0, limit=12, by=None):  # noqa: B008
+    by = by or engine()
+    return dict(by.generate(params(), prompts, n=n, sampling=sampling, seed=seed, step=step, max_new_tokens=limit))
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,12 @@ def test_samples_do_not_depend_on_batch_mates_or_order(groups):
     same(generate(PROMPTS[3:4])[0], groups[3], exact=False)
 
 
-def test_samples_do_not_depend_on_their_number_or_on_groups_per_call(groups):
-    for index, group in generate(n=2, groups_per_call=2).items():
+@pytest.mark.parametrize("concurrent_responses,response_page", [(1, 64), (4, 3), (64, 5)])
+def test_samples_do_not_depend_on_their_number_or_on_lanes_and_pages(groups, concurrent_responses, response_page):
+    by = engine_with(concurrent_responses=concurrent_responses, response_page=response_page)
+    for index, group in generate(n=2, by=by).items():
         same(group, dataclasses.replace(groups[index], responses=groups[index].responses[:2]), exact=False)
+    assert by.stats.prompts == 7 and by.stats.responses == 14
 
 
 def test_same_call_twice_is_the_same_to_the_bit(groups):
@@ -125,23 +128,72 @@ def test_a_response_ends_at_its_first_stop_id_or_at_the_limit():
             assert response.stop_reason == "length" and response.text == "10"
 
 
-def test_room_for_responses_grows_and_changes_nothing(groups, monkeypatch):
-    monkeypatch.setattr("vero_jax.sampling.engine.FIRST_ROOM", 3)
-    by = Engine(MODEL, ROLLOUT, mesh(), stop_ids=[STOP], banned_ids=[1, 2, 3, 4])
-    for index, group in generate(by=by, limit=7).items():
-        for got, want in zip(group.responses, groups[index].responses, strict=True):
-            np.testing.assert_array_equal(got.token_ids, want.token_ids[:7])
-            np.testing.assert_allclose(got.logprobs, want.logprobs[:7], atol=2e-5)
-    assert by.guard.counts["grow"] == 2 and by.guard.counts["decode"] == 3
-
-
 def test_decoding_ends_with_the_last_response():
     by = Engine(MODEL, ROLLOUT, mesh(), stop_ids=range(5, 61), banned_ids=[0, 1, 2, 3, 4])
     got = generate(by=by, limit=50)
     assert all(len(r.token_ids) == 1 and r.stop_reason == "stop" for g in got.values() for r in g.responses)
-    assert by.stats.decode_steps == 0 and by.stats.calls == 2
-    assert by.guard.counts["decode"] == 0
     assert by.stats.response_tokens == by.stats.responses == 21 and by.stats.prompts == 7
+    assert by.stats.decode_steps == 2 and by.stats.lane_steps == 24  # 12 lanes take 12 and then 9 samples
+
+
+def test_lanes_take_waiting_samples_of_any_prompt_as_they_are_free(groups):
+    by = engine_with(concurrent_responses=8, response_page=4)
+    limits = np.random.default_rng(0).integers(1, 13, (7, 3)).astype(np.int32)
+    for index, group in generate(by=by, limit=limits).items():
+        for response, want, limit in zip(group.responses, groups[index].responses, limits[index], strict=True):
+            np.testing.assert_array_equal(response.token_ids, want.token_ids[:limit])
+            np.testing.assert_allclose(response.logprobs, want.logprobs[:limit], atol=2e-5)
+    assert by.stats.useful_share > 0.7
+
+
+def test_groups_come_out_while_others_are_drawn():
+    limits = np.full((7, 3), 2, np.int32)
+    limits[0] = 40
+    by = engine_with(concurrent_responses=12, response_page=4)
+    stream = by.generate(params(), PROMPTS, n=3, sampling=SamplingConfig(), seed=0, step=0, max_new_tokens=limits)
+    order = []
+    for index, _ in stream:
+        order.append(index)
+        if len(order) == 6:
+            assert by.stats.decode_steps < 20
+    assert sorted(order) == list(range(7))
+
+
+def test_pages_that_run_out_change_nothing(groups):
+    # One response of 12 tokens needs four pages of 3; with five or eight pages, six lanes cannot all go on.
+    by = engine_with(concurrent_responses=6, response_page=3, response_kv_tokens=15)
+    for index, group in generate(by=by).items():
+        same(group, groups[index], exact=False)
+    by = engine_with(concurrent_responses=6, response_page=3, response_kv_tokens=24)
+    for index, group in generate(by=by).items():
+        same(group, groups[index], exact=False)
+    assert by.stats.preempted > 0
+
+
+def test_prompts_that_wait_for_pages_change_nothing(groups):
+    by = engine_with(prompt_kv_tokens=64)
+    for index, group in generate(by=by).items():
+        same(group, groups[index], exact=False)
+
+
+@pytest.mark.parametrize("chunk,tokens", [(16, 16), (8, 200)])
+def test_long_prompts_are_read_in_chunks(groups, chunk, tokens):
+    by = engine_with(prefill_chunk=chunk, prefill_tokens=tokens, attention_block=8)
+    for index, group in generate(by=by).items():
+        same(group, groups[index], exact=False)
+    assert by.guard.counts["read_chunk"] > 0 and by.guard.counts["prefill"] == 0
+
+
+def test_memory_for_responses_follows_the_tokens_that_exist():
+    by = engine_with(concurrent_responses=32, response_page=4)
+    session = by.session(params(), n=1, max_new_tokens=400)
+    assert session.sizes.response_pages * 4 <= 32 * 400 // 2
+    session.submit(Request(PROMPTS[0], sample_keys(PROMPTS[:1], 1, 0, 0)[0], SamplingConfig(), 9))
+    used = set()
+    while not session.idle:
+        session.advance()
+        used |= set(session.scheduler.shards[0].page_owner)
+    assert len(used) == 2 and not session.scheduler.shards[0].page_owner
 
 
 def test_limit_of_one_token():
@@ -176,7 +228,7 @@ def test_first_sampled_token_follows_the_policy():
     prompt = make_prompt(30)
     by = Engine(MODEL, ROLLOUT, mesh(), stop_ids=[STOP])
     n = 4000
-    got = generate([prompt], n=n, limit=1, by=by, groups_per_call=1)[0]
+    got = generate([prompt], n=n, limit=1, by=by)[0]
     drawn = np.array([response.token_ids[0] for response in got.responses])
     logits = plain_logits(MODEL, params(), prompt, np.array([6], np.int32))[0].astype(np.float64)
     p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()

@@ -1,29 +1,32 @@
-"""Calls: buckets, padding, order; keys: what they depend on and what they do not."""
+"""Buckets and padded rows; keys: what they depend on and what they do not."""
 
 from __future__ import annotations
 
 import numpy as np
 from sampling_cases import CONFIG, make_prompt
 
-from vero_jax.sampling.inputs import plan_calls, sample_keys
+from vero_jax.sampling.inputs import Buckets, pad_prompts, sample_keys, token_inputs, vision_inputs
 
 
-def test_calls_hold_every_prompt_once_sorted_by_size():
-    prompts = [make_prompt(seed, grids=[(1, 4, 4)] * (seed % 3), text=3) for seed in range(8)]
-    keys = sample_keys(prompts, 2, seed=0, step=0)
-    calls = list(plan_calls(prompts, keys, groups=3, prompt_buckets=(24, 8, 16), patch_buckets=(16, 32)))
-    assert [call.indices for call in calls] == [(0, 3, 6), (1, 4, 7), (2, 5)]
+def test_a_prompt_goes_to_the_smallest_bucket_that_holds_it():
+    buckets = Buckets((8, 16, 24), (16, 32))
     # Three words, then two marks, four visual tokens and three words per image.
-    assert [call.token_ids.shape for call in calls] == [(3, 8), (3, 16), (3, 24)]
-    assert calls[0].patches is None
-    assert [call.patches.shape for call in calls[1:]] == [(3, n, CONFIG.vision.patch_elements) for n in (16, 32)]
-    last = calls[2]
-    np.testing.assert_array_equal(last.lengths, [21, 21, 1])
-    np.testing.assert_array_equal(last.keys[:2], keys[[2, 5]])
-    np.testing.assert_array_equal((last.segments > 0).sum(1), [32, 32, 0])
-    np.testing.assert_array_equal(last.image_index[0].max(), 7)
-    np.testing.assert_array_equal(last.token_ids[1, :21], prompts[5].token_ids)
-    assert last.next_positions[0] == prompts[2].next_position
+    prompts = [make_prompt(seed, grids=[(1, 4, 4)] * seed, text=3) for seed in range(3)]
+    assert [buckets.of(0, prompt) for prompt in prompts] == [(8, 0), (16, 16), (24, 32)]
+
+
+def test_padded_rows_hold_the_prompts_and_nothing_else():
+    prompts = [make_prompt(seed, grids=[(1, 4, 4)] * count, text=3) for seed, count in enumerate((2, 0, 1))]
+    padded = pad_prompts([*prompts, None], 24, 32)
+    assert padded.token_ids.shape == (4, 24) and padded.patches.shape == (4, 32, CONFIG.vision.patch_elements)
+    np.testing.assert_array_equal(padded.lengths, [21, 3, 12, 1])
+    np.testing.assert_array_equal((padded.segments > 0).sum(1), [32, 0, 16, 0])
+    np.testing.assert_array_equal(padded.image_index.max(1), [7, -1, 3, -1])
+    np.testing.assert_array_equal(padded.token_ids[2, :12], prompts[2].token_ids)
+    np.testing.assert_array_equal(padded.next_positions[:3], [prompt.next_position for prompt in prompts])
+    np.testing.assert_array_equal(token_inputs(padded).groups.sum(1), padded.lengths)
+    text = pad_prompts([prompts[1]], 8, 0)
+    assert text.patches is None and vision_inputs(text) is None
 
 
 def test_keys_depend_on_seed_step_prompt_and_sample_only():

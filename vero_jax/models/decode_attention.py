@@ -66,7 +66,7 @@ def page_attention(
       q: scaled by C**-0.5 already.
       chunk: pages per step; pages behind the last one in use cost nothing, in steps of so many.
     """
-    A, X, K, s, C = k.shape
+    A, X, K, _, C = k.shape
     U, M = q.shape[1], q.shape[3]
     chunk = min(chunk, X)
     one = jax.vmap(_add_pages)
@@ -105,7 +105,7 @@ def _add_pages(
 
     Sums over the pages of a unit are products with a 0-1 matrix: a scatter runs page by page on most backends.
     """
-    U, K, M, C = q.shape
+    U = q.shape[0]
     place = jnp.arange(k.shape[2])
     seen = ((place >= low[:, None]) & (place < high[:, None]))[:, None, None]
     scores = jnp.einsum("xkmc,xksc->xkms", q[unit], k, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
-"""The output head, a block of the vocabulary at a time: exact log-probabilities and entropies, and token choice.
+"""The output head, a block of the vocabulary at a time: exact log-probabilities and entropies.
 
 Logits are hidden @ head.T / temperature, accumulated in float32, and never exist for the whole vocabulary at once
-(but for truncated sampling, see `choose_tokens`): with 151,936 entries a row of 36,864 tokens would need 22 GB of them.
+(but for truncated sampling, see `models.choice`): with 151,936 entries a row of 36,864 tokens would need 22 GB of them.
 The learner and the sampler go through the same blocks, so their log-probabilities differ only by what differs in the
 hidden states. Axes: n tokens, D model width, V vocabulary, b entries of a block.
 
@@ -18,9 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
-
-from vero_jax.models.noise import gumbel
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 _NEGATIVE = -1e30
 """A logit that counts for nothing; finite, so that no difference of two becomes NaN."""
@@ -51,73 +49,6 @@ def token_logprobs(
     block = min(block, head.shape[0])
     # Both functions of this module round the head to the activations' type, so sampler and learner agree.
     return _token_logprobs(hidden, head.astype(hidden.dtype), targets, inverse_temperature(temperature), block, valid)
-
-
-def choose_tokens(
-    hidden: Float[Array, "n D"],
-    head: Float[Array, "V D"],
-    keys: UInt32[Array, "n 2"],
-    position: Int32[Array, ""] | int,
-    banned: Bool[Array, "V"],
-    *,
-    temperature: float | Float32[Array, ""],
-    block: int,
-    truncation: tuple[Any, Any, Any] | None = None,
-    valid_vocab: int | None = None,
-) -> tuple[Int32[Array, "n"], Float32[Array, "n"]]:
-    """The next token of each sample, and its log-probability under the untruncated policy at this temperature.
-
-    Draws by the Gumbel-max trick: argmax over v of z_v + Gumbel noise, whose noise is a function of (key, position, v)
-    alone (`models.noise`). So a choice depends neither on the block size nor on the other rows.
-
-    Args:
-      keys: one key per sample.
-      position: place of the token in the response.
-      banned: ids that are never chosen.
-      temperature: divides the logits; 0 takes the most likely token, and reports log-probabilities at temperature 1.
-      block: vocabulary entries per block.
-      truncation: None, or (top_k, top_p, min_p), numbers or traced scalars, -1, 1 and 0 being off. They need the
-        sorted distribution: one [n, V] float32 array exists then, and is searched for the cut by bisection.
-      valid_vocab: rows of `head` from here on are no vocabulary entries; None uses all.
-    """
-    valid = head.shape[0] if valid_vocab is None else valid_vocab
-    head = head.astype(hidden.dtype)
-    inverse = inverse_temperature(temperature)
-    sampled = jnp.asarray(temperature) > 0
-    if truncation is not None:
-        block = head.shape[0]
-    block = min(block, head.shape[0])
-
-    def add_block(carry: tuple, i: Array) -> tuple[tuple, None]:
-        top, total, best, best_id, best_logit = carry
-        logits, entries, counted = block_logits(hidden, head, inverse, i, block, valid)
-        new_top = jnp.maximum(top, logits.max(-1))
-        total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[:, None]).sum(-1)
-        allowed = counted & ~jax.lax.dynamic_slice_in_dim(banned, entries[0], block)
-        scores = jnp.where(allowed, logits, _NEGATIVE)
-        if truncation is not None:
-            scores = _truncate(scores, *truncation)
-        # A branch, so that greedy decoding does not pay for noise, and needs no program of its own.
-        scores = jax.lax.cond(sampled, lambda x: x + gumbel(keys, position, entries), lambda x: x, scores)
-        # Without the barrier XLA:CPU computes the noise once for the maximum and once more to find its place.
-        scores = jax.lax.optimization_barrier(scores)
-        peak = scores.max(-1)
-        place = jnp.where(scores == peak[:, None], jnp.arange(block), block - 1).min(-1)
-        better = peak > best
-        carry = (
-            new_top,
-            total,
-            jnp.maximum(peak, best),
-            jnp.where(better, entries[0] + place, best_id),
-            jnp.where(better, jnp.take_along_axis(logits, place[:, None], 1)[:, 0], best_logit),
-        )
-        return carry, None
-
-    n = hidden.shape[0]
-    low = jnp.full(n, _NEGATIVE)
-    start = (low, jnp.zeros(n), low, jnp.zeros(n, jnp.int32), jnp.zeros(n))
-    top, total, _, ids, logit = over_blocks(add_block, start, head.shape[0], block)
-    return ids.astype(jnp.int32), logit - top - jnp.log(total)
 
 
 def inverse_temperature(temperature: float | Float32[Array, ""]) -> Float32[Array, ""]:
@@ -206,45 +137,3 @@ def _backward(block: int, valid: int, kept: tuple, cotangents: tuple[Array, Arra
 
 
 _token_logprobs.defvjp(_forward, _backward)
-
-
-def _truncate(logits: Float32[Array, "n V"], top_k: Any, top_p: Any, min_p: Any) -> Float32[Array, "n V"]:
-    """Rules out what top-k, then top-p of the rest, then min-p cut off (the order of Hugging Face's warpers).
-
-    top-k keeps the k largest logits, top-p the smallest set of most likely tokens that holds at least that share of
-    the probability, min-p what has at least that share of the most likely token's probability. Tokens equal to the
-    last one kept are kept with it.
-    """
-    V = logits.shape[-1]
-    k = jnp.minimum(jnp.asarray(top_k), V)
-    everything = jnp.ones(logits.shape, bool)
-    # A branch skips the searches that are off: each reads the whole array 32 times.
-    kept = jax.lax.cond(
-        k > 0, lambda: _largest_cut(logits, lambda above: above.sum(-1, dtype=jnp.int32) >= k), lambda: everything
-    )
-    weights = jnp.where(kept, jnp.exp(logits - logits.max(-1, keepdims=True)), 0.0)
-    needed = jnp.asarray(top_p, jnp.float32) * weights.sum(-1)
-    kept &= jax.lax.cond(
-        jnp.asarray(top_p) < 1,
-        lambda: _largest_cut(logits, lambda above: jnp.where(above, weights, 0.0).sum(-1) >= needed),
-        lambda: everything,
-    )
-    kept &= weights >= jnp.asarray(min_p, jnp.float32)
-    return jnp.where(kept, logits, _NEGATIVE)
-
-
-def _largest_cut(x: Float32[Array, "n V"], enough: Callable[[Array], Array]) -> Bool[Array, "n V"]:
-    """x >= cut in each row, for the largest cut that leaves `enough`: a bisection over the bits of float32.
-
-    32 sums over the array, where a sort of 151,936 entries takes many times as long on every backend.
-    """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    sign = np.uint32(1 << 31)
-    ordered = jnp.where(bits >= sign, ~bits, bits | sign)
-
-    def try_bit(n: Array, cut: Array) -> Array:
-        larger = cut | (sign >> n.astype(jnp.uint32))
-        return jnp.where(enough(ordered >= larger[:, None]), larger, cut)
-
-    cut = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(x.shape[0], jnp.uint32))
-    return ordered >= cut[:, None]

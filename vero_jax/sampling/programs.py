@@ -111,7 +111,9 @@ class Programs:
 
         def attend(q: Array, k: Array, v: Array, cache: Any) -> tuple[Array, tuple[Array, Array]]:
             k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-            so_far = [jax.lax.dynamic_update_slice_in_dim(x, new, offset, 2) for x, new in zip(cache, (k, v), strict=True)]
+            so_far = [
+                jax.lax.dynamic_update_slice_in_dim(x, new, offset, 2) for x, new in zip(cache, (k, v), strict=True)
+            ]
             return chunk_attention(q, so_far[0], so_far[1], offset, min(self.attention_block, t)), (k, v)
 
         hidden, (k, v) = model.decode(x, tokens.positions, attend, (reading.k, reading.v), features, image_index)
@@ -301,7 +303,9 @@ class Programs:
 
         recent = jax.tree.map(lambda x: x[:, shard, jnp.minimum(order, old - 1)], lanes.recent)
         counts = None if lanes.counts is None else take(lanes.counts)
-        return Lanes(take(lanes.count), take(lanes.last), take(lanes.done) | (order >= old), take(lanes.first), recent, counts)
+        return Lanes(
+            take(lanes.count), take(lanes.last), take(lanes.done) | (order >= old), take(lanes.first), recent, counts
+        )
 
     def for_sampling(self, params: Any) -> Any:
         """The parameters as sampling reads them: rounded once to the activations' type.

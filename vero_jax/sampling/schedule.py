@@ -1,10 +1,10 @@
 """Who is in which lane, and whose the pages are: the host's side of sampling. numpy only.
 
-A *lane* draws one response at a time and takes the next waiting sample as soon as it is free, of whatever prompt. A prompt
-is read when lanes would stand empty without it, keeps its pages until its last sample has ended, and is shared by
-its samples. A response gets a page each time the columns of newest tokens are full, so its memory follows the tokens
-that it has. When pages run out, the youngest response gives its pages back and is drawn again later: what a sample draws
-depends on its key alone, so it comes out the same.
+A *lane* draws one response at a time and takes the next waiting sample as soon as it is free, of whatever prompt. A
+prompt is read when lanes would stand empty without it, keeps its pages until its last sample has ended, and is shared
+by its samples. A response gets a page each time the columns of newest tokens are full, so its memory follows the
+tokens that it has. When pages run out, the youngest response gives its pages back and is drawn again later: what a
+sample draws depends on its key alone, so it comes out the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import heapq
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt32
@@ -167,7 +168,7 @@ class Scheduler:
     # --- before a round
 
     def admit(self) -> list[Placement]:
-        """Gives units and pages to the next prompts, as long as lanes would be empty otherwise. They must be read now."""
+        """Gives units and pages to the next prompts, while lanes would be empty otherwise; they must be read now."""
         placed = []
         while self.waiting:
             job = self.waiting[0]
@@ -228,7 +229,9 @@ class Scheduler:
         none = self.sizes.response_pages
         pages = np.full((len(self.shards), len(self.shards[0].lanes)), none, np.int32)
         for a, shard in enumerate(self.shards):
-            keep = [lane for lane, occupant in enumerate(shard.lanes) if occupant is not None and occupant.first < columns]
+            keep = [
+                lane for lane, occupant in enumerate(shard.lanes) if occupant is not None and occupant.first < columns
+            ]
             keep.sort(key=lambda lane: shard.lanes[lane].age)  # type: ignore[union-attr]  # they are occupied
             for lane in keep:
                 occupant = shard.lanes[lane]
@@ -264,14 +267,14 @@ class Scheduler:
 
     # --- arrays of a round
 
-    def tables(self) -> dict[str, np.ndarray]:
+    def tables(self) -> dict[str, Any]:
         """The fields of `state.Assignment` that say who is where (all but those of the token choice)."""
         sizes, A, B = self.sizes, len(self.shards), len(self.shards[0].lanes)
 
         def zeros(width: int, *more: int) -> np.ndarray:
             return np.zeros((A, width, *more), np.int32)
 
-        table = {
+        table: dict[str, Any] = {
             "new": np.zeros((A, B), bool),
             "active": np.zeros((A, B), bool),
             "unit": zeros(B),
@@ -310,7 +313,7 @@ class Scheduler:
                 table["own_lane"][a, page] = lane_of[id(occupant)]
                 table["own_low"][a, page], table["own_high"][a, page] = low, sizes.response_page
                 own_used = max(own_used, page + 1)
-        return table | {"prompt_used": np.int32(prompt_used), "own_used": np.int32(own_used)}  # type: ignore[dict-item]
+        return table | {"prompt_used": np.int32(prompt_used), "own_used": np.int32(own_used)}
 
     def per_lane(self, value: Callable[[SamplingConfig], float], kind: type, default: float) -> np.ndarray:
         """A setting of the token choice for each lane."""

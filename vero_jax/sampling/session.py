@@ -203,16 +203,16 @@ class Session:
 
     def _plan(self) -> Assignment:
         each = self.scheduler.per_lane
-        warping = Warping(
-            temperature=each(lambda s: s.temperature, np.float32, 0.0),
-            top_k=each(lambda s: s.top_k, np.int32, -1),
-            top_p=each(lambda s: s.top_p, np.float32, 1.0),
-            min_p=each(lambda s: s.min_p, np.float32, 0.0),
-            presence=each(lambda s: s.presence_penalty, np.float32, 0.0),
-            frequency=each(lambda s: s.frequency_penalty, np.float32, 0.0),
-            repetition=each(lambda s: s.repetition_penalty, np.float32, 1.0),
-        )
-        plan = Assignment(warping=warping, **self.scheduler.tables())  # type: ignore[arg-type]  # numpy, not yet placed
+        warping: dict[str, Any] = {
+            "temperature": each(lambda s: s.temperature, np.float32, 0.0),
+            "top_k": each(lambda s: s.top_k, np.int32, -1),
+            "top_p": each(lambda s: s.top_p, np.float32, 1.0),
+            "min_p": each(lambda s: s.min_p, np.float32, 0.0),
+            "presence": each(lambda s: s.presence_penalty, np.float32, 0.0),
+            "frequency": each(lambda s: s.frequency_penalty, np.float32, 0.0),
+            "repetition": each(lambda s: s.repetition_penalty, np.float32, 1.0),
+        }
+        plan = Assignment(warping=Warping(**warping), **self.scheduler.tables())
         return self.engine.place(plan, self.engine.layout.assignment())
 
     def _put(self, array: np.ndarray) -> jax.Array:
@@ -253,7 +253,9 @@ class Session:
             here = [placement.job.request.prompt for placement, _ in members]
             prompts += [*here, *[None] * (rows - len(here))]
         room = max(patches for members in call for _, patches in members)
-        self._prompts = self.engine.read_prompts(self.programs, self.params, self._prompts, prompts, tokens, room, units, pages)
+        self._prompts = self.engine.read_prompts(
+            self.programs, self.params, self._prompts, prompts, tokens, room, units, pages
+        )
         self.engine.stats.prefill_calls += 1
 
 
@@ -270,7 +272,8 @@ def check_request(engine: Engine, session: Session, request: Request) -> None:
     limit = int(request.limits.max())
     if request.limits.min() < 1 or not len(request.keys):
         raise UserError(
-            f"n={len(request.keys)} samples of max_new_tokens={int(request.limits.min())} tokens: both must be at least 1"
+            f"n={len(request.keys)} samples of max_new_tokens={int(request.limits.min())} tokens: both must be at "
+            "least 1"
         )
     if -(-len(prompt.token_ids) // sizes.prompt_page) > sizes.prompt_pages:
         raise UserError(

@@ -1,8 +1,8 @@
 """What lives on the device while answers are sampled, and how it lies on the mesh.
 
 Axes: A shards of the mesh's row axes (each with lanes, prompts and pages of its own), L layers, B lanes of a shard,
-U prompts of a shard, M lanes that may read one prompt, X pages of a shard, s tokens of a page, K key-value heads, C head
-dimension, D model width, V vocabulary.
+U prompts of a shard, M lanes that may read one prompt, X and Y pages of a shard, s tokens of a page, K key-value heads,
+C head dimension, D model width, V vocabulary.
 """
 
 from __future__ import annotations
