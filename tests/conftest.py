@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Set before jax is imported anywhere. Most of the time of these tests is XLA's, on programs that recur.
@@ -15,6 +16,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import jax
 import pytest
 
 from vero_jax.runtime.compilation import spare_host_threads
@@ -57,3 +59,16 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO
+
+
+@pytest.fixture(scope="session")
+def compilations() -> Callable[[], int]:
+    """How many programs jax has compiled, or loaded from its cache, in this process so far."""
+    count = 0
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        nonlocal count
+        count += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: count

@@ -150,8 +150,8 @@ class RolloutConfig:
     prefill_chunk: int = 4096  # longer prompts are read in chunks of so many tokens
     prompt_page: int = 128  # tokens of a page of prompt keys
     response_page: int = 64  # tokens of a page of response keys, and the most that are drawn between two looks of the host
-    prompt_kv_tokens: int | None = None  # prompt tokens whose keys are held at a time; None: half of the worst case
-    response_kv_tokens: int | None = None  # response tokens, likewise; when they are used up, responses wait
+    prompt_kv_tokens: int | None = None  # prompt tokens whose keys are held at a time; None: by the buckets
+    response_kv_tokens: int | None = None  # response tokens, likewise; None: half the limit for each
     vocab_block: int = 16384  # vocabulary entries per block of the output head
     attention_block: int = 512  # query tokens per block
 

@@ -288,23 +288,39 @@ class Engine:
             self._kept[sizes] = SessionPrograms(self._programs, self.layout, sizes, self.guard)
         return Session(self, self._kept[sizes], params, resend=resend)
 
+    def warm_up(self, params: Any, *, n: int, max_new_tokens: int, sampling: SamplingConfig) -> None:
+        """Compiles all that `generate` with these arguments may need, whatever the prompts: nothing compiles later.
+
+        It runs every program once on nothing, for each bucket of tokens and patches and each number of lanes.
+        """
+        self.session(
+            params,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            truncated=sampling.truncates,
+            penalties=sampling.has_penalties,
+            resend=True,
+        ).warm_up()
+
     def sizes(self, n: int, max_new_tokens: int, lanes: int | None = None) -> Sizes:
         """Shapes of a session; see `session`.
 
-        The stores hold what the settings say, or half of what the worst case would need: prompts and responses
-        of the largest size in every place at once are rare, and lanes wait when a store is full.
+        A group is in flight until its longest response ends, two to three times the mean of eight: three times the
+        prompts that would fill the lanes keep them full. The stores hold what the settings say, or prompts of the
+        mean bucket in every place and responses of half the limit in every lane: the largest size in all places at
+        once is rare, and lanes wait when a store is full.
         """
         rollout, shards = self.rollout, row_shards(self.mesh)
         per_shard = max(-(-(lanes or rollout.concurrent_responses) // shards), 1)
         readers = min(n, per_shard)
-        prompts = min(2 * -(-per_shard // readers) + 1, per_shard + 1)
+        prompts = min(3 * -(-per_shard // readers) + 1, per_shard + 1)
         largest = -(-self.buckets.prompts[-1] // rollout.prompt_page)
+        usual = sum(self.buckets.prompts) * prompts // len(self.buckets.prompts)
         longest = -(-max_new_tokens // rollout.response_page)
 
-        def pages(tokens: int | None, page: int, one: int, places: int, least: int) -> int:
-            if tokens is None:
-                return max(one, least, -(-one * places // 2))
-            return max(one, tokens // shards // page)
+        def pages(tokens: int | None, otherwise: int, page: int, one: int) -> int:
+            """At least those of one prompt or response."""
+            return max(one, otherwise if tokens is None else tokens // shards // page)
 
         return Sizes(
             shards=shards,
@@ -313,18 +329,23 @@ class Engine:
             readers=readers,
             prompt_page=rollout.prompt_page,
             response_page=rollout.response_page,
-            prompt_pages=pages(rollout.prompt_kv_tokens, rollout.prompt_page, largest, prompts, 0),
+            prompt_pages=pages(
+                rollout.prompt_kv_tokens, -(-usual // rollout.prompt_page), rollout.prompt_page, largest
+            ),
             response_pages=pages(
-                rollout.response_kv_tokens, rollout.response_page, longest, per_shard, least=per_shard + 1
+                rollout.response_kv_tokens,
+                max(-(-longest * per_shard // 2), per_shard + 1),
+                rollout.response_page,
+                longest,
             ),
         )
 
     # --- for sessions
 
-    def prefill_rungs(self, tokens: int) -> list[int]:
-        """Numbers of prompts of a bucket that a shard reads at a time: 1, 4, 16, ..."""
+    def prefill_rungs(self, tokens: int, most: int) -> list[int]:
+        """Numbers of prompts of a bucket, up to `most`, that a shard reads at a time: 1, 4, 16, ..."""
         rungs = [1]
-        while rungs[-1] * 4 * tokens <= self.rollout.prefill_tokens:
+        while rungs[-1] * 4 <= most and rungs[-1] * 4 * tokens <= self.rollout.prefill_tokens:
             rungs.append(rungs[-1] * 4)
         return rungs
 

@@ -255,6 +255,18 @@ class Scheduler:
         needed = queued + max(shard.live() + shard.waiting() for shard in self.shards)
         return min(rung for rung in self.sizes.lane_rungs() if rung >= min(needed, self.sizes.lanes))
 
+    def wake(self) -> int:
+        """How many responses have to end before the host can do something useful.
+
+        While samples wait, a sixteenth of the lanes: each look of the host costs as much as a step or two. At the
+        end, as many as leave the responses to fewer lanes.
+        """
+        lanes, shards = len(self.shards[0].lanes), len(self.shards)
+        if self.more_waits():
+            return max(lanes * shards // 16, 1)
+        fewer = max((rung for rung in self.sizes.lane_rungs() if rung < lanes), default=0)
+        return max(self.live() - fewer * shards, 1) if fewer else self.live() + 1
+
     def resize(self, lanes: int) -> Int32[np.ndarray, "A N"]:
         """Moves the responses into `lanes` lanes; returns the old lane of each, or the old number of lanes."""
         old = len(self.shards[0].lanes)

@@ -112,6 +112,42 @@ class Session:
             self._start(max_steps)
         return drawn
 
+    def warm_up(self) -> None:
+        """Runs every program once on nothing, in every shape, so that nothing compiles when requests come.
+
+        Raises:
+          RuntimeError: requests have come already.
+        """
+        if self._lanes is not None or not self.idle:
+            raise RuntimeError("warm_up is for a session without requests")
+        engine, sizes, buckets = self.engine, self.sizes, self.engine.buckets
+        has_vision = engine.model_def.config.vision is not None
+        for tokens in buckets.prompts:
+            per_prompt = -(-tokens // sizes.prompt_page)
+            for patches in (0, *buckets.patches) if has_vision else (0,):
+                # A prompt has a token for every few patches, so the largest images do not come with short prompts.
+                smaller = max((size for size in buckets.patches if size < patches), default=0)
+                if smaller // engine.patch_layout.patches_per_token >= tokens:
+                    continue
+                for rows in engine.prefill_rungs(tokens, sizes.prompts):
+                    units = np.full((sizes.shards, rows), sizes.prompts, np.int32)
+                    pages = np.full((sizes.shards, rows * per_prompt), sizes.prompt_pages, np.int32)
+                    nobody = [None] * (sizes.shards * rows)
+                    self._prompts = engine.read_prompts(
+                        self.programs, self.params, self._prompts, nobody, tokens, patches, units, pages
+                    )
+        rungs = sizes.lane_rungs()
+        for lanes in rungs:
+            self.scheduler.resize(lanes)
+            state = self.programs.new_lanes(lanes)
+            nowhere = np.full((sizes.shards, lanes), sizes.response_pages, np.int32)
+            self._own = self.programs.flush(self._own, state.recent, self._put(nowhere))
+            for other in rungs:
+                if other != lanes:
+                    self.programs.move(state, self._put(np.zeros((sizes.shards, other), np.int32)))
+            jax.block_until_ready(self._decode(state, 0, 1)[2])
+        self.scheduler.resize(sizes.lanes)
+
     # --- one round
 
     def _start(self, max_steps: int | None) -> None:
@@ -130,21 +166,14 @@ class Session:
         scheduler.fill(self._column)
         if scheduler.live() == 0:
             return
-        # While samples wait, the device stops when a sixteenth of the lanes is free; else it goes on to the end.
-        every = lanes * sizes.shards
-        wake = max(every // 16, 1) if scheduler.more_waits() else every + 1
         stop = sizes.response_page if max_steps is None else min(sizes.response_page, self._column + max_steps)
-        self._lanes, window, end = self.programs.decode(
-            self.params,
-            self._prompts,
-            self._own,
-            self._lanes,
-            self._plan(),
-            np.int32(self._column),
-            np.int32(stop),
-            np.int32(wake),
-        )
+        self._lanes, window, end = self._decode(self._lanes, self._column, stop)
         self._round = Round(window, self._column, end)
+
+    def _decode(self, lanes: Lanes, column: int, stop: int) -> tuple[Lanes, Window, jax.Array]:
+        wake = self.scheduler.wake()
+        columns = np.int32(column), np.int32(stop), np.int32(wake)
+        return self.programs.decode(self.params, self._prompts, self._own, lanes, self._plan(), *columns)
 
     def _finish(self, at: Round) -> Iterator[Drawn]:
         if self._lanes is None:
@@ -234,7 +263,7 @@ class Session:
             for member in members:
                 queues[member[0].shard].append(member)
             while most := max(len(queue) for queue in queues):
-                rows = max(rung for rung in self.engine.prefill_rungs(tokens) if rung <= most)
+                rows = max(rung for rung in self.engine.prefill_rungs(tokens, self.sizes.prompts) if rung <= most)
                 call = [queue[:rows] for queue in queues]
                 queues = [queue[rows:] for queue in queues]
                 self._prefill(call, rows, tokens)
