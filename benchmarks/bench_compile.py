@@ -50,7 +50,7 @@ def abstract_rows(config: ModelConfig, tokens: int, patches: int, responses: int
 
 def measure(config: ModelConfig, args: argparse.Namespace) -> tuple[float, float, float, int]:
     """CPU seconds of tracing, lowering and compiling, and the lines of the lowered program."""
-    model_def = ModelDef(config, dtype="bfloat16", param_dtype="bfloat16", remat=True)
+    model_def = ModelDef(config, dtype="bfloat16", param_dtype="bfloat16", remat="layers")
     forward = model_forward(model_def)
 
     def loss(params: Any, rows: Rows) -> jax.Array:

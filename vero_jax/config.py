@@ -65,7 +65,9 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"  # activations
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # master weights and optimizer state
     freeze_vision: bool = False  # the tower is frozen in any case where model.lora.rank is not 0
-    remat: bool = False  # recompute each layer's activations in the backward pass
+    # what a layer keeps for the backward pass, from fast to small: all ("none"), the outputs of linear maps and of
+    # attention ("products"), its input alone ("layers")
+    remat: Literal["none", "products", "layers"] = "products"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are chosen. temperature 0 is greedy; top_p 1, top_k -1, min_p 0 and the penalties' defaults are off."""
+    """How tokens are chosen. temperature 0 is greedy; top_p 1, top_k -1, min_p 0, penalties of 0 and 1 are off."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -149,9 +151,12 @@ class RolloutConfig:
     prefill_tokens: int = 16384  # prompt tokens that a device reads together, padding included
     prefill_chunk: int = 4096  # longer prompts are read in chunks of so many tokens
     prompt_page: int = 128  # tokens of a page of prompt keys
-    response_page: int = 64  # tokens of a page of response keys, and the most that are drawn between two looks of the host
+    response_page: int = (
+        64  # tokens of a page of response keys, and the most that are drawn between two looks of the host
+    )
     prompt_kv_tokens: int | None = None  # prompt tokens whose keys are held at a time; None: by the buckets
     response_kv_tokens: int | None = None  # response tokens, likewise; None: half the limit for each
+    oversize: Literal["error", "drop"] = "error"  # a prompt that fits no bucket: stop, or leave it out and count it
     vocab_block: int = 16384  # vocabulary entries per block of the output head
     attention_block: int = 512  # query tokens per block
 
@@ -195,17 +200,23 @@ class ActorConfig:
     clip_cov_ub: float = 5.0
     kl_cov_ratio: float = 2e-4
     kl_cov_coef: float = 1.0
-    tis_imp_ratio_cap: float = -1.0  # truncated importance sampling against the sampler's own logprobs; <= 0 is off
+    # truncated importance weights of the sampler's policy, exp(old - sampler), of each token or of the whole response
+    rollout_is: Literal["none", "token", "sequence"] = "none"
+    rollout_is_cap: float = 2.0  # the most that a weight may be
     entropy_coef: float = 0.0
     kl_loss_coef: float = 0.0
     kl_loss_type: Literal["k1", "kl", "abs", "k2", "mse", "k3", "low_var_kl"] = "low_var_kl"
     mini_batch_prompts: int = 128  # prompts per optimizer update
     ppo_epochs: int = 1
-    on_policy_first: bool = True  # the first mini-batch's old log-probabilities are the current ones; False recomputes
+    # old log-probabilities: of the first mini-batch from its own forward pass and of others recomputed before the first
+    # update; or the sampler's own, without another pass; or recomputed for all
+    old_logprobs: Literal["first_pass", "sampler", "recompute"] = "first_pass"
     mask_truncated: bool = False  # leave answers that hit the length limit out of the loss
     row_length: int = 36864  # tokens of a learner's row
     row_patches: int = 65536  # vision patches of a learner's row
     rows_per_micro_batch: int = 1  # rows per device of the data axes in one forward and backward pass
+    row_rungs: int = 3  # lengths that rows may have: row_length, a half, a quarter, ...; each has programs of its own
+    oversize: Literal["error", "drop"] = "error"  # a response that fits no row: stop, or leave it out and count it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +229,7 @@ class OptimConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     min_lr_ratio: float = 0.0  # floor of the cosine schedule, as a share of lr
     grad_clip: float = 1.0
+    offload: bool = False  # keep the optimizer state in the host's memory, and move it to the device for each update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +309,7 @@ class TrainerConfig:
     log_every: int = 1
     export: bool = True
     resume: Literal["auto", "never"] = "auto"
+    warm_up: bool = False  # compile every program before the first step; else each when it is first needed
     log_with: tuple[str, ...] = ("tensorboard",)  # of: tensorboard, wandb
 
 

@@ -21,6 +21,9 @@ GROUP_ESTIMATORS = frozenset(
 )
 """Advantage estimators that compare the responses of one prompt, so that one response says nothing."""
 
+PATCHES_PER_TOKEN = 4
+"""Of all Qwen-VL towers: 2 x 2 patches are merged into a token."""
+
 LOGGERS = ("tensorboard", "wandb")
 
 
@@ -62,6 +65,8 @@ def _check_numbers(config: Config) -> None:
         "actor.row_length": actor.row_length,
         "actor.row_patches": actor.row_patches,
         "actor.rows_per_micro_batch": actor.rows_per_micro_batch,
+        "actor.row_rungs": actor.row_rungs,
+        "actor.rollout_is_cap": actor.rollout_is_cap,
         "optim.lr": optim.lr,
         "optim.eps": optim.eps,
         "optim.grad_clip": optim.grad_clip,
@@ -237,6 +242,29 @@ def _check_rollout(config: Config) -> None:
         f"the last of rollout.prompt_buckets ({rollout.prompt_buckets[-1]}) must reach data.max_prompt_length "
         f"({config.data.max_prompt_length}), so that every prompt has a bucket.",
     )
+    _need(
+        rollout.patch_buckets[-1] <= PATCHES_PER_TOKEN * rollout.prompt_buckets[-1],
+        f"the last of rollout.patch_buckets ({rollout.patch_buckets[-1]}) is impossible: a prompt has a token for "
+        f"every {PATCHES_PER_TOKEN} patches, and the last of rollout.prompt_buckets holds {rollout.prompt_buckets[-1]}.",
+    )
+    _need(
+        rollout.prefill_chunk <= rollout.attention_block or rollout.prefill_chunk % rollout.attention_block == 0,
+        f"rollout.prefill_chunk ({rollout.prefill_chunk}) must be a multiple of rollout.attention_block "
+        f"({rollout.attention_block}), or smaller.",
+    )
+    for key, store, least, what in (
+        (
+            "prompt_kv_tokens",
+            rollout.prompt_kv_tokens,
+            rollout.prompt_buckets[-1],
+            "the last of rollout.prompt_buckets",
+        ),
+        ("response_kv_tokens", rollout.response_kv_tokens, rollout.max_response_length, "rollout.max_response_length"),
+    ):
+        _need(
+            store is None or store >= least,
+            f"rollout.{key} ({store}) must hold at least one of the longest, {what} ({least} tokens).",
+        )
 
 
 def _check_batches(config: Config) -> None:
@@ -245,6 +273,11 @@ def _check_batches(config: Config) -> None:
     _need(
         prompts % actor.mini_batch_prompts == 0,
         f"actor.mini_batch_prompts ({actor.mini_batch_prompts}) must divide trainer.prompts_per_step ({prompts}).",
+    )
+    _need(
+        actor.rollout_is == "none" or actor.old_logprobs != "sampler",
+        f"actor.rollout_is={actor.rollout_is} corrects the sampler's log-probabilities, which "
+        "actor.old_logprobs=sampler takes as they are; set one of the two.",
     )
     longest = config.data.max_prompt_length + config.rollout.max_response_length
     _need(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +16,7 @@ from vero_jax.rewards.judge_pool import Judgement, JudgePool
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rewards.settings import RewardItem
 from vero_jax.sampling.engine import Engine
+from vero_jax.sampling.inputs import fitting
 from vero_jax.types import Group, Prompt
 
 
@@ -29,6 +30,10 @@ class Rollout:
     reward_s: float
     """Waiting for rewards after the last token was drawn."""
     response_tokens: int
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Prompts that fit no bucket, by reason."""
+    sampler: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What the engine counted, see `GenerationStats.metrics`."""
 
     @property
     def missing_share(self) -> float:
@@ -59,9 +64,13 @@ def rollout(
       judge: scores the reward types that need one; None leaves them to the rules.
 
     Raises:
-      UserError: a prompt fits no bucket, or its image tokens do not match its images.
+      UserError: a prompt fits no bucket, or its image tokens do not match its images, and `rollout.oversize` is
+        "error"; with "drop" such prompts have no group and are counted.
     """
     start = time.perf_counter()
+    left_out: Mapping[str, int] = {}
+    if engine.rollout.oversize == "drop":
+        prompts, left_out = fitting(prompts, engine.buckets, engine.patch_layout.merge_size)
     groups: dict[int, Group] = {}
     asked: dict[int, list[Future[Judgement]]] = {}
     generated = start
@@ -97,6 +106,8 @@ def rollout(
         gen_s=generated - start,
         reward_s=time.perf_counter() - generated,
         response_tokens=engine.stats.response_tokens,
+        left_out=left_out,
+        sampler=engine.stats.metrics(),
     )
 
 

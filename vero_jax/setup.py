@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int32
 
 from vero_jax.checkpoints.hub import resolve_checkpoint
-from vero_jax.config import Config
+from vero_jax.config import Config, SamplingConfig
 from vero_jax.convert import export_hf
 from vero_jax.data.coordinates import Coordinates
 from vero_jax.data.mini import text_corpus
@@ -116,6 +116,7 @@ class System:
             row_length=config.actor.row_length,
             row_patches=config.actor.row_patches,
             rows_per_micro_batch=config.actor.rows_per_micro_batch,
+            row_rungs=config.actor.row_rungs,
             guard=self.guard,
         )
 
@@ -130,6 +131,12 @@ class System:
             vocab_block=rollout.vocab_block,
             freeze_vision=self.config.model.freeze_vision,
         )
+
+    def warm_up_sampler(self, params: Params) -> None:
+        """Compiles what training and validation may ask of the engine."""
+        rollout, trainer = self.config.rollout, self.config.trainer
+        for n, sampling in ((rollout.n, rollout.sampling), (1, trainer.val_sampling), (1, SamplingConfig())):
+            self.engine.warm_up(params, n=n, max_new_tokens=rollout.max_response_length, sampling=sampling)
 
     def reward_pool(self) -> RewardPool:
         """Worker processes for the rewards; a context manager."""

@@ -107,6 +107,9 @@ class Recipe:
 
     def train(self) -> list[str]:
         """Everything in its order. Returns the closing lines, or none when the run was told to stop."""
+        if self.config.trainer.warm_up:
+            self.progress.say("compiling what sampling needs")
+            self.system.warm_up_sampler(self.state.params)
         self.measure("before", enabled=self.config.trainer.val_before)
         if self.at.phase == "cold_start":
             if not self.cold_start():
@@ -147,6 +150,9 @@ class Recipe:
     def reinforce(self) -> bool:
         """The steps of reinforcement. False when told to stop."""
         trainer = self.config.trainer
+        if trainer.warm_up:
+            self.progress.say("compiling what learning needs")
+            self.state = self.learner.warm_up(self.state)
         self.progress.phase("reinforcement", trainer.steps, self.at.phase_step)
         batch = trainer.prompts_per_step
         with self.system.questions(batch, self._drawn() // batch) as questions:
@@ -190,6 +196,7 @@ class Recipe:
         self.state, metrics = self.learner.step(self.state, groups, step, reference=self.reference, seed=config.seed)
         done = time.perf_counter()
         metrics |= {} if self.judge is None else self.judge.metrics()
+        metrics |= {**rolled.sampler} | {f"rollout/left_out_{why}": float(n) for why, n in rolled.left_out.items()}
         metrics |= kl_metrics | group_metrics(
             groups,
             max_response_length=config.rollout.max_response_length,

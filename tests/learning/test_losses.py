@@ -12,7 +12,7 @@ from vero_jax.config import ActorConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import ResponseTokens, Totals, aggregate, token_mean
 from vero_jax.learning.kl import KLController, kl_estimate, kl_loss, penalised_rewards
-from vero_jax.learning.losses import LossInputs, policy_loss, value_loss
+from vero_jax.learning.losses import LossInputs, policy_loss, sampler_weight, value_loss
 
 golden = pytest.mark.golden_rl
 
@@ -27,6 +27,10 @@ def one_row(mask):
 def settings(hp):
     known = {"ppo_kl_coef": "kl_cov_coef"}
     fields = {known.get(name, name): value for name, value in hp.items() if name != "clip_ratio"}
+    # The reference weights tokens in two of its losses, and passes the setting over in the others.
+    cap = fields.pop("tis_imp_ratio_cap", -1)
+    if cap > 0 and fields["loss_mode"] in ("vanilla", "cispo"):
+        fields |= {"rollout_is": "token", "rollout_is_cap": cap}
     return ActorConfig(**fields)
 
 
@@ -247,3 +251,32 @@ def test_adaptive_controller_moves_towards_its_target_and_is_bounded():
     assert controller.updated(10.0, 50).coef == pytest.approx(1.1)
     assert controller.updated(0.0, 50).coef == pytest.approx(0.9)
     assert KLController(1.0).updated(10.0, 50).coef == 1.0
+
+
+@pytest.mark.parametrize("loss_mode", ["gspo", "vanilla", "cispo", "geo_mean", "gpg", "clip_cov", "kl_cov"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_samplers_importance_weights_scale_the_gradient_of_every_loss(loss_mode, level):
+    """With one response of one token, both levels are one weight: the loss's gradient times min(old / sampler, cap)."""
+    old, sampler = jnp.log(jnp.asarray([[0.3], [0.3], [0.3]])), jnp.log(jnp.asarray([[0.3], [0.2], [0.01]]))
+    tokens = ResponseTokens.of_matrix(np.ones((3, 1)))
+    advantages = jnp.asarray([[1.0], [-2.0], [0.5]])
+
+    def gradient(**options):
+        config = ActorConfig(loss_mode=loss_mode, kl_cov_coef=0.0, clip_cov_lb=99.0, clip_cov_ub=100.0, **options)
+        inputs = LossInputs(old, old, advantages, tokens, Totals.count(tokens.mask), sampler)
+        return jax.grad(lambda lp: policy_loss(inputs._replace(logprobs=lp), config).loss)(old)
+
+    plain, weighted = gradient(), gradient(rollout_is=level, rollout_is_cap=4.0)
+    assert (np.abs(plain) > 0).all()
+    np.testing.assert_allclose(weighted, plain * np.array([[1.0], [1.5], [4.0]]), rtol=1e-5)
+
+
+def test_the_weight_of_a_response_is_the_product_of_its_tokens():
+    ratios = np.array([[1.1, 1.2, 0.5, 9.0], [2.0, 3.0, 1.0, 9.0]])
+    tokens = ResponseTokens.of_matrix(np.array([[1, 1, 1, 0], [1, 1, 0, 0]]))
+    zeros = jnp.zeros((2, 4))
+    x = LossInputs(zeros, tokens.keep(jnp.log(jnp.asarray(ratios))), zeros, tokens, Totals.count(tokens.mask), zeros)
+    weight = sampler_weight(x, ActorConfig(rollout_is="sequence", rollout_is_cap=5.0))
+    np.testing.assert_allclose(weight[:, :2], [[0.66, 0.66], [5.0, 5.0]], rtol=1e-5)
+    weight = sampler_weight(x, ActorConfig(rollout_is="token", rollout_is_cap=2.5))
+    np.testing.assert_allclose(weight[:, :2], [[1.1, 1.2], [2.0, 2.5]], rtol=1e-5)

@@ -225,21 +225,24 @@ def with_experts(sparse_layers):
     return dataclasses.replace(TINY, config=dataclasses.replace(config, text=text))
 
 
+def sizes_of(model_def):
+    """Numbers in the vision tower, in the language model without its table, and in the table."""
+    sizes = {path: leaf.size for path, leaf in flatten_dict(model_def.abstract_params()).items()}
+    table = sizes["language", "embed", "embedding"]
+    of = lambda name: sum(size for path, size in sizes.items() if path[0] == name)  # noqa: E731
+    return of("vision"), of("language") - table, table
+
+
 def test_the_work_of_a_patch_counts_the_experts_that_a_token_meets():
     mesh = learner("all").mesh
     model_def = with_experts((0, 1))
-    sizes = {path: leaf.size for path, leaf in flatten_dict(model_def.abstract_params()).items()}
     experts = 2 * 8 * 3 * 32 * 16  # layers x experts x maps x width x ffn
-    assert sum(size for path, size in sizes.items() if "moe" in path) == experts + 2 * 32 * 8
-    language = sum(size for path, size in sizes.items() if path[0] == "language")
-    vision = sum(size for path, size in sizes.items() if path[0] == "vision")
-    expected = vision / (language - experts + experts * 2 / 8)
-    assert TrainablePolicy.of_model(model_def, mesh).patch_cost == pytest.approx(expected)
-    dense = TrainablePolicy.of_model(TINY, mesh).patch_cost
-    assert dense == pytest.approx(
-        sum(x.size for x in jax.tree.leaves(TINY.abstract_params()["vision"]))
-        / sum(x.size for x in jax.tree.leaves(TINY.abstract_params()["language"]))
-    )
+    vision, language, table = sizes_of(model_def)
+    per_token = language - experts + experts * 2 / 8
+    found = TrainablePolicy.of_model(model_def, mesh).costs
+    assert found == pytest.approx((vision / per_token, table / per_token))
+    vision, language, table = sizes_of(TINY)
+    assert TrainablePolicy.of_model(TINY, mesh).costs == pytest.approx((vision / language, table / language))
 
 
 def test_a_patch_costs_nothing_without_a_tower():
@@ -247,4 +250,26 @@ def test_a_patch_costs_nothing_without_a_tower():
         TINY,
         config=dataclasses.replace(TINY.config, vision=None, image_token_id=None, model_type="qwen3"),
     )
-    assert TrainablePolicy.of_model(text_only, learner("all").mesh).patch_cost == 0
+    policy = TrainablePolicy.of_model(text_only, learner("all").mesh)
+    assert policy.costs.patch == 0 and policy.patch_elements == 0
+
+
+def test_offloaded_moments_lie_in_host_memory_and_change_nothing():
+    results = []
+    for offload in (False, True):
+        mesh = learner("all").mesh
+        made = Learner(
+            TrainablePolicy.of_model(TINY, mesh, attention_block=64, vocab_block=128),
+            ActorConfig(row_length=256, row_patches=128, mini_batch_prompts=100, clip_ratio_low=0.2),
+            OptimConfig(lr=1e-3, warmup_steps=0, offload=offload), mesh, max_response_length=32,
+        )  # fmt: skip
+        state = made.init_state(TINY.init_params(0))
+        for step in (1, 2):
+            state, _ = made.step(state, random_groups(6, seed=step), step)
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim}
+        assert (kinds == {"pinned_host"}) == offload
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.params)} != {"pinned_host"}
+        abstract = jax.tree.leaves(made.abstract_state().opt_state)
+        assert [x.sharding for x in jax.tree.leaves(state.opt_state)] == [x.sharding for x in abstract]
+        results.append(jax.tree.map(np.asarray, state.params))
+    jax.tree.map(np.testing.assert_array_equal, *results)

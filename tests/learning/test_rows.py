@@ -10,12 +10,12 @@ import pytest
 from tests.learning.policies import IMAGE_TOKEN, make_group, random_groups
 from vero_jax.data.geometry import patch_geometry
 from vero_jax.errors import UserError
-from vero_jax.learning.rows import pack_rows
+from vero_jax.learning.packing import Costs, pack_rows, row_shapes
 from vero_jax.types import Score
 
 
-def pack(groups, **options):
-    return pack_rows(groups, **{"row_length": 256, "row_patches": 256, **options})
+def pack(groups, *, row_length=256, row_patches=256, rungs=4, **options):
+    return pack_rows(groups, shapes=row_shapes(row_length, row_patches, rungs), **options)
 
 
 def test_a_group_is_one_prefix_and_its_branches():
@@ -116,7 +116,58 @@ def test_rows_take_the_length_that_pads_least():
     assert pack(groups, row_length=1024).row_length == 1024
     assert pack(groups[:4], row_length=1024).row_length == 512
     assert pack(groups[:1], row_length=1024).row_length == 128
-    assert pack(groups[:5], row_length=1024, rows_per_micro_batch=4).row_length == 256
+
+
+@pytest.mark.parametrize("rows_per_micro_batch", [1, 3])
+def test_of_all_shapes_the_one_with_the_least_work_is_taken(rows_per_micro_batch):
+    shapes, costs = row_shapes(512, 256, 3), Costs(0.3, 0.7)
+
+    def work(plan):
+        each = plan.row_length + costs.patch * plan.row_patches + costs.head * plan.row_responses
+        return plan.micro_batches * rows_per_micro_batch * each
+
+    options = {"rows_per_micro_batch": rows_per_micro_batch, "costs": costs, "oversize": "drop"}
+    for seed in range(6):
+        groups = random_groups(4 + 3 * seed, seed=seed, longest=40)
+        plan = pack_rows(groups, shapes=shapes, **options)
+        alone = [pack_rows(groups, shapes=[shape], **options) for shape in shapes]
+        assert work(plan) <= min(work(other) for other in alone if other.seen_tokens == plan.seen_tokens)
+        assert (plan.row_length, plan.row_patches, plan.row_responses) in shapes
+
+
+def test_the_table_of_shapes_is_short():
+    assert [shape.tokens for shape in row_shapes(36864, 65536, 3)][::9] == [36864, 18432, 9216]
+    assert {shape.patches for shape in row_shapes(36864, 65536, 1)} == {0, 32768, 65536}
+    assert {shape.patches for shape in row_shapes(4096, 65536, 1)} == {0, 8192, 16384}  # a token for four patches
+    assert {shape.responses for shape in row_shapes(4096, 0, 1)} == {2048, 3072, 4096}
+    assert len(row_shapes(128, 0, 5)) == 3 and len(row_shapes(4096, 4096, 3)) == 27
+
+
+def test_rows_are_filled_evenly():
+    """So that no device of a micro-batch waits for another: rows of like fill are computed together."""
+    for seed in range(5):
+        groups = random_groups(24, seed=seed, longest=40)
+        plan = pack_rows(groups, shapes=row_shapes(512, 512, 1), rows_per_micro_batch=4, skip_zero_advantage=False)
+        filled = np.zeros(len(plan.contents))
+        for place in plan.places():
+            filled[place.row] += place.length
+        for number, row in enumerate(plan.contents):
+            filled[number] += sum(len(groups[g].prompt.token_ids) for g, _ in row)
+        assert filled.sum() == plan.filled_tokens() and (filled <= 512).all()
+        by_batch = filled.reshape(-1, 4)
+        assert (by_batch.min(1) > 0.8 * by_batch.max(1)).all()
+
+
+def test_what_fits_no_row_is_dropped_and_counted_if_the_setting_says_so():
+    groups = [
+        make_group([[1] * 300, [2] * 5], advantages=[1, -1]),
+        make_group([[1], [2]], prompt=[99] * 4, grids=[(1, 4, 4)], advantages=[1, -1]),
+        make_group([[3], [4]], advantages=[1, -1]),
+    ]
+    plan = pack(groups, row_patches=8, oversize="drop")
+    assert plan.dropped == {"tokens": 1, "patches": 2}
+    assert (plan.sequences, plan.tokens) == (3, 7)  # as if they had never been there
+    assert sorted((p.group, p.response) for p in plan.places()) == [(0, 1), (2, 0), (2, 1)]
 
 
 def test_what_counts_and_what_is_computed():

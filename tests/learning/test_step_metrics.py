@@ -84,12 +84,14 @@ def test_validation_takes_the_mean_per_prompt_first():
     assert ours == {"a/acc/mean@2": 0.75}
 
 
-def test_mismatch_of_identical_logprobs_is_zero_and_of_nothing_is_empty():
+def test_mismatch_of_identical_logprobs_is_zero_and_of_nothing_is_marked():
     logprobs = jnp.log(jnp.asarray([[0.1, 0.5, 0.9]]))
     ours = mismatch_metrics(mismatch_sums(logprobs, logprobs, ResponseTokens.of_matrix(np.ones((1, 3)))))
     assert ours["training/rollout_probs_diff_max"] == ours["training/rollout_logprobs_k3"] == 0
     assert ours["training/rollout_actor_probs_pearson_corr"] == pytest.approx(1)
-    assert mismatch_metrics(mismatch_sums(logprobs, logprobs, ResponseTokens.of_matrix(np.zeros((1, 3))))) == {}
+    assert mismatch_metrics(mismatch_sums(logprobs, logprobs, ResponseTokens.of_matrix(np.zeros((1, 3))))) == {
+        "training/rollout_probs_diff_valid": 0.0
+    }
 
 
 def test_group_metrics_report_domains_truncation_and_missing_scores():

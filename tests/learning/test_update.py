@@ -75,7 +75,7 @@ def test_whole_step_matches_reference(hp, file, rows):
         mini_batch_prompts=hp["ppo_mini_batch_size"],
         ppo_epochs=hp["ppo_epochs"],
         row_length={"as the reference": hp["max_token_len"], "one row each": 16, "long rows": 512}[rows],
-        on_policy_first=rows == "one row each",
+        old_logprobs="first_pass" if rows == "one row each" else "recompute",
     )
     optim = OptimConfig(lr=0.02, warmup_steps=0, grad_clip=hp["grad_clip"])
     learner = table_learner(params, actor, optim)
@@ -157,7 +157,7 @@ def test_gradient_of_the_model_does_not_depend_on_the_rows(params):
     [
         {"loss_mode": "gspo"},
         {"loss_mode": "gspo", "loss_agg_mode": "token-mean", "entropy_coef": 0.1},
-        {"loss_mode": "vanilla", "loss_agg_mode": "token-mean", "tis_imp_ratio_cap": 2.0},
+        {"loss_mode": "vanilla", "loss_agg_mode": "token-mean", "rollout_is": "token"},
         {"loss_mode": "cispo", "loss_agg_mode": "seq-mean-token-sum"},
         {"loss_mode": "geo_mean"},
         {"loss_mode": "gpg", "loss_agg_mode": "seq-mean-token-sum-norm"},
@@ -216,7 +216,9 @@ def test_eight_devices_make_the_same_step(table, loss_mode):
         states.append(learner.step(learner.init_state(table), text_groups(8), 1, seed=3))
     assert_same(states[0][0].params, states[1][0].params, tolerance=1e-6)
     for name, value in states[0][1].items():
-        np.testing.assert_allclose(states[1][1][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        # The correlation of random numbers is near 0: its last digits are rounding.
+        atol = 5e-5 if name.endswith("corr") else 1e-6
+        np.testing.assert_allclose(states[1][1][name], value, rtol=1e-4, atol=atol, err_msg=name)
 
 
 def test_logprobs_are_those_of_each_response_alone(params):
@@ -237,8 +239,8 @@ def test_first_mini_batch_is_exactly_on_policy(table):
 
 def test_on_policy_shortcut_equals_recomputing(table):
     results = []
-    for shortcut in (True, False):
-        learner = table_learner(table, small(mini_batch_prompts=4, on_policy_first=shortcut))
+    for shortcut in ("first_pass", "recompute"):
+        learner = table_learner(table, small(mini_batch_prompts=4, old_logprobs=shortcut))
         results.append(learner.step(learner.init_state(table), text_groups(8), 1))
     assert_same(results[0][0].params, results[1][0].params)
     for name, value in results[0][1].items():
@@ -330,6 +332,60 @@ def test_steps_of_the_same_shape_trace_once(table):
     guard.freeze()
     state, _ = learner.step(state, text_groups(8, seed=1), 2)
     assert int(state.step) == 2
+
+
+def test_nothing_compiles_after_the_warm_up(params, compilations):
+    """Thirty steps of mixed images, lengths and numbers of groups; of images, of text alone, and of nothing at all."""
+    guard = TraceGuard()
+    policy = TrainablePolicy.of_model(TINY, one_device(), attention_block=64, vocab_block=128)
+    actor = small(row_length=256, row_patches=256, mini_batch_prompts=5, row_rungs=2)
+    learner = Learner(policy, actor, OptimConfig(), one_device(), max_response_length=40, guard=guard)
+    rng = np.random.default_rng(0)
+    state = learner.warm_up(learner.init_state(params))
+    state, _ = learner.step(state, random_groups(2), 1)  # loads what the metrics need
+    guard.freeze()
+    before = compilations()
+    for step in range(2, 32):
+        count, longest = int(rng.integers(1, 12)), int(rng.integers(2, 40))
+        groups = random_groups(count, seed=step, longest=longest, images=step % 5 > 0)
+        if step == 9:
+            groups = [dataclasses.replace(group, advantages=np.zeros(4, np.float32)) for group in groups]
+        state, metrics = learner.step(state, groups, step)
+        assert metrics["training/rollout_probs_diff_valid"] == (step != 9)
+    assert compilations() == before
+
+
+def test_the_warm_up_leaves_the_state_as_it_was(params):
+    learner = tiny_learner()
+    state, _ = learner.step(learner.init_state(params), random_groups(), 1)
+    before = jax.tree.map(np.asarray, state)
+    jax.tree.map(np.testing.assert_array_equal, before, learner.warm_up(state))
+
+
+@pytest.mark.parametrize("loss_mode", ["gspo", "vanilla"])
+def test_the_samplers_own_old_logprobs_need_no_further_pass(table, loss_mode):
+    groups = text_groups(8)
+    learner = table_learner(table, small(mini_batch_prompts=4, old_logprobs="sampler", loss_mode=loss_mode))
+    passes = []
+    learner.programs.logprobs = lambda *_: passes.append(1)
+    _, metrics = learner.step(learner.init_state(table), groups, 1)
+    assert not passes
+    # The sampler of these groups is another policy: the ratio is not 1 and the clip acts in the first update already.
+    assert metrics["actor/pg_clipfrac_first"] > 0 and metrics["actor/ppo_kl"] != 0
+    assert metrics["training/rollout_probs_diff_valid"] == 1 and metrics["training/rollout_logprobs_k3"] > 0
+    exact = table_learner(table, small(mini_batch_prompts=4, loss_mode=loss_mode))
+    true = exact.logprobs(table, groups)
+    drawn = [
+        dataclasses.replace(
+            group,
+            responses=tuple(dataclasses.replace(r, logprobs=lp) for r, lp in zip(group.responses, lps, strict=True)),
+        )
+        for group, lps in zip(groups, true, strict=True)
+    ]
+    fresh = table_learner(table, small(mini_batch_prompts=4, old_logprobs="sampler", loss_mode=loss_mode))
+    one, two = (by.step(by.init_state(table), drawn, 1) for by in (fresh, exact))
+    assert_same(one[0].params, two[0].params)
+    assert one[1]["actor/pg_clipfrac_first"] == two[1]["actor/pg_clipfrac_first"] == 0
 
 
 def test_missing_advantages_are_refused(table):

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 import scipy.special
 from conftest import golden_dir
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from vero_jax.config import MeshConfig
 from vero_jax.models.head import token_logprobs
+from vero_jax.parallel.mesh import ROW_AXES, make_mesh
 
 
 def plain(hidden, head, targets, temperature, valid):
@@ -99,3 +103,67 @@ def test_golden_entropy_and_logprob():
                 np.testing.assert_allclose(grad, data["out_grad_logprob"], atol=1e-5)
                 grad = jax.grad(lambda z, both=both: both(z)[1].sum())(logits)
                 np.testing.assert_allclose(grad, data["out_grad_entropy"], atol=2e-5)
+
+
+def gradients_of(hidden, head, targets, **options):
+    """Values, and gradients of a weighted sum of both outputs."""
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, len(targets))), jnp.float32)
+
+    def loss(hidden, head):
+        both = token_logprobs(hidden, head, targets, temperature=0.7, **options)
+        return sum((w * y).sum() for w, y in zip(weights, both, strict=True)), both
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
+
+
+@pytest.mark.parametrize("token_block", [1, 3, 8, 100])
+def test_blocks_of_tokens_change_nothing(token_block):
+    problem_ = problem(n=13)
+    (_, want), want_grads = gradients_of(*problem_, block=16)
+    (_, got), got_grads = gradients_of(*problem_, block=16, token_block=token_block)
+    for a, b in zip((*got, *got_grads), (*want, *want_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes,vocab,valid", [({"tensor": 4}, 48, None), ({"tensor": 2}, 50, 47), ({"fsdp": 2, "tensor": 2}, 52, 27)]
+)
+def test_a_head_that_is_split_over_the_vocabulary_gives_the_same(sizes, vocab, valid):
+    mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:8])
+    hidden, head, targets = problem(n=16, vocab=vocab)
+    targets = targets % (valid or vocab)
+    options = {"block": 7, "token_block": 3, "valid_vocab": valid}
+    (_, want), want_grads = gradients_of(hidden, head, targets, **options)
+    rows, split = (NamedSharding(mesh, P(axes)) for axes in (ROW_AXES, "tensor"))
+    placed = jax.device_put(hidden, rows), jax.device_put(head, split), jax.device_put(targets, rows)
+    (_, got), got_grads = jax.jit(lambda *x: gradients_of(*x, **options, mesh=mesh))(*placed)
+    for a, b in zip((*got, *got_grads), (*want, *want_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    assert got_grads[1].sharding.is_equivalent_to(split, 2)
+
+
+def test_a_split_head_is_not_gathered():
+    """The compiled program holds no whole head and no [tokens, vocabulary] array, forward or backward."""
+    mesh = make_mesh(MeshConfig(data=2, tensor=4), jax.devices()[:8])
+    n, vocab, width = 46, 92, 17
+    rows, split = (NamedSharding(mesh, P(axes)) for axes in (ROW_AXES, "tensor"))
+    shapes = (
+        jax.ShapeDtypeStruct((n, width), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((vocab, width), jnp.float32, sharding=split),
+        jax.ShapeDtypeStruct((n,), jnp.int32, sharding=rows),
+    )
+    both = jax.jit(lambda *x: gradients_of(*x, block=5, token_block=6, mesh=mesh))
+    text = both.lower(*shapes).compile().as_text()
+    assert f"[{vocab // 4},{width}]" in text and f"[{vocab},{width}]" not in text
+    for tokens in (n, n // 2):
+        for entries in (vocab, vocab // 4):
+            assert f"[{tokens},{entries}]" not in text and f"[{entries},{tokens}]" not in text
+    assert "all-gather" not in text
+
+
+def test_a_head_that_the_devices_do_not_divide_stays_whole():
+    mesh = make_mesh(MeshConfig(tensor=4), jax.devices()[:8])
+    hidden, head, targets = problem(n=16, vocab=50)
+    (_, want), _ = gradients_of(hidden, head, targets, block=16)
+    (_, got), _ = jax.jit(lambda *x: gradients_of(*x, block=16, mesh=mesh))(hidden, head, targets)
+    np.testing.assert_allclose(got[0], want[0], atol=1e-6)

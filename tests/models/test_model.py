@@ -113,7 +113,7 @@ def test_every_parameter_has_a_gradient(params: Any) -> None:
 
 def test_recomputation_changes_no_number(params: Any) -> None:
     plain = value_and_grad(params, IMAGES, PLACES)
-    again = ModelDef(CONFIG, remat=True)
+    again = ModelDef(CONFIG, remat="layers")
     recomputed = jax.jit(jax.value_and_grad(lambda *args: loss(*args, model_def=again)))(params, IMAGES, PLACES)
 
     def close(a: Any, b: Any) -> None:  # the compiler may fuse the two differently

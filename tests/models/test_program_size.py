@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from tiny_vl import tiny_config
 
 from vero_jax.data.geometry import mrope_positions
+from vero_jax.models.layers import Remat
 from vero_jax.learning.programs import model_forward
 from vero_jax.learning.rows import RowPlan, Rows
 from vero_jax.models.config import ModelConfig
@@ -84,7 +85,7 @@ def gradient(model_def: ModelDef, attention_block: int = 512) -> Callable[[Any, 
     return jax.grad(lambda params, rows: -forward(params, rows)[0].mean())
 
 
-def size(config: ModelConfig, attention_block: int, remat: bool) -> tuple[int, int]:
+def size(config: ModelConfig, attention_block: int, remat: Remat) -> tuple[int, int]:
     """Operations of the traced forward and backward pass, and matrix products of the lowered one.
 
     Those inside loops and branches count once. (Lines of the lowered program would count helpers of a few lines, which
@@ -107,9 +108,9 @@ def count(jaxpr: Jaxpr) -> int:
     return len(jaxpr.eqns) + sum(map(count, inner))
 
 
-@pytest.mark.parametrize(("attention_block", "remat"), [(512, False), (16, True)])
+@pytest.mark.parametrize(("attention_block", "remat"), [(512, "products"), (16, "layers")])
 @pytest.mark.parametrize("family", SEEING)
-def test_more_layers_or_blocks_make_the_same_program(family: str, attention_block: int, remat: bool) -> None:
+def test_more_layers_or_blocks_make_the_same_program(family: str, attention_block: int, remat: Remat) -> None:
     config = tiny_config(family=family)
     depths = ((3, 3), (9, 3), (3, 9))
     sizes = {depth: size(with_depth(config, *depth), attention_block, remat) for depth in depths}

@@ -62,8 +62,9 @@ def gspo(x: LossInputs, config: ActorConfig) -> LossTerms:
     loss = -x.advantages * ratio
     limited = -x.advantages * _limit(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
     # Where both are equal, maximum gives each half of the gradient and the clip passes it: the sum is the whole.
+    per_token = jnp.maximum(loss, limited) * sampler_weight(x, config)
     return LossTerms(
-        aggregate(jnp.maximum(loss, limited), x.tokens, "seq-mean-token-mean", x.totals),
+        aggregate(per_token, x.tokens, "seq-mean-token-mean", x.totals),
         clipped=x.tokens.keep(limited > loss).sum(),
         clipped_lower=jnp.zeros(()),
         kl=-x.tokens.keep(log_ratio).sum(),
@@ -74,8 +75,7 @@ def ppo_clip(x: LossInputs, config: ActorConfig) -> LossTerms:
     """PPO-clip (arXiv 1707.06347), the loss of GRPO and, with clip_ratio_high > clip_ratio_low, of DAPO.
 
     max(-A rho, -A clip(rho, 1 - low, 1 + high)), for A < 0 at most -A c (dual clip, arXiv 1912.09729), with
-    log rho limited to +-20. With a positive `tis_imp_ratio_cap` each token is weighted by
-    min(exp(old - sampler), cap), truncated importance sampling.
+    log rho limited to +-20.
     """
     log_ratio = jnp.clip(x.logprobs - x.old, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = jnp.exp(log_ratio)
@@ -84,7 +84,7 @@ def ppo_clip(x: LossInputs, config: ActorConfig) -> LossTerms:
     upper = jnp.maximum(loss, limited)
     dual = -x.advantages * config.clip_ratio_c
     negative = x.advantages < 0
-    per_token = jnp.where(negative, jnp.minimum(dual, upper), upper) * _sampler_weight(x, config)
+    per_token = jnp.where(negative, jnp.minimum(dual, upper), upper) * sampler_weight(x, config)
     return LossTerms(
         aggregate(per_token, x.tokens, config.loss_agg_mode, x.totals),
         clipped=x.tokens.keep(limited > loss).sum(),
@@ -98,7 +98,7 @@ def cispo(x: LossInputs, config: ActorConfig) -> LossTerms:
     log_ratio = jnp.clip(x.logprobs - x.old, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = jnp.exp(log_ratio)
     limited = _limit(ratio, 1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
-    per_token = -jax.lax.stop_gradient(limited) * x.advantages * x.logprobs * _sampler_weight(x, config)
+    per_token = -jax.lax.stop_gradient(limited) * x.advantages * x.logprobs * sampler_weight(x, config)
     return LossTerms(
         aggregate(per_token, x.tokens, config.loss_agg_mode, x.totals),
         clipped=x.tokens.keep(limited != ratio).sum(),
@@ -117,7 +117,7 @@ def geo_mean(x: LossInputs, config: ActorConfig) -> LossTerms:
     sign = jnp.sign(x.advantages)
     pessimistic = sign * jnp.minimum(sign * log_ratio, sign * limited)
     ratio = jnp.exp(x.tokens.means(pessimistic))
-    advantage = x.tokens.means(x.advantages)
+    advantage = x.tokens.means(x.advantages * sampler_weight(x, config))
     clipped = log_ratio != limited
     return LossTerms(
         (-advantage * ratio).sum() / jnp.maximum(x.totals.sequences, 1),
@@ -129,7 +129,8 @@ def geo_mean(x: LossInputs, config: ActorConfig) -> LossTerms:
 
 def gpg(x: LossInputs, config: ActorConfig) -> LossTerms:
     """Group policy gradient (arXiv 2504.02546): -A logprob, no ratio and no clip."""
-    loss = aggregate(-x.advantages * x.logprobs, x.tokens, config.loss_agg_mode, x.totals)
+    per_token = -x.advantages * x.logprobs * sampler_weight(x, config)
+    loss = aggregate(per_token, x.tokens, config.loss_agg_mode, x.totals)
     return LossTerms(loss, jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
 
@@ -152,7 +153,7 @@ def clip_cov(x: LossInputs, config: ActorConfig) -> LossTerms:
     else:
         priority = jax.random.uniform(x.key, candidate.shape)
     dropped = candidate & _largest(jnp.where(candidate, priority, -jnp.inf), _share(x, config.clip_cov_ratio))
-    per_token = jnp.where(dropped, 0, jnp.maximum(loss, limited))
+    per_token = jnp.where(dropped, 0, jnp.maximum(loss, limited)) * sampler_weight(x, config)
     return LossTerms(
         aggregate(per_token, x.tokens, config.loss_agg_mode, x.totals),
         clipped=x.tokens.keep(dropped).sum(),
@@ -169,6 +170,7 @@ def kl_cov(x: LossInputs, config: ActorConfig) -> LossTerms:
     log_ratio = x.logprobs - x.old
     chosen = _largest(jnp.where(x.tokens.mask > 0, _covariance(x), -jnp.inf), _share(x, config.kl_cov_ratio))
     per_token = -x.advantages * jnp.exp(log_ratio) + jnp.where(chosen, config.kl_cov_coef * jnp.abs(log_ratio), 0)
+    per_token *= sampler_weight(x, config)
     return LossTerms(
         aggregate(per_token, x.tokens, config.loss_agg_mode, x.totals),
         clipped=jnp.zeros(()),
@@ -227,12 +229,20 @@ def _limit(values: Array, low: float, high: float) -> Array:
     return jnp.where(values < low, low, jnp.where(values > high, high, values))
 
 
-def _sampler_weight(x: LossInputs, config: ActorConfig) -> Array | float:
-    """Truncated importance weight of the sampler's policy, min(exp(old - sampler), cap); 1 when off."""
-    if config.tis_imp_ratio_cap <= 0 or x.sampler is None:
+def sampler_weight(x: LossInputs, config: ActorConfig) -> Float[Array, "B U"] | float:
+    """Truncated importance weight of the sampler's policy at each token, without gradient; 1 when off.
+
+    Corrects for responses that were drawn by other numbers than the learner's (Yao et al. 2025, "Your efficient RL
+    framework secretly brings you off-policy RL training"; Ionides 2008): min(exp(old - sampler), cap) of the token, or
+    of the whole response, whose log-ratios are summed. Logarithms are limited to +-20.
+    """
+    if config.rollout_is == "none" or x.sampler is None:
         return 1.0
-    log_weight = jnp.clip(x.old - x.sampler, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_weight), config.tis_imp_ratio_cap))
+    log_weight = x.old - x.sampler
+    if config.rollout_is == "sequence":
+        log_weight = x.tokens.spread(x.tokens.sums(log_weight))
+    log_weight = jnp.clip(log_weight, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_weight), config.rollout_is_cap))
 
 
 def _covariance(x: LossInputs) -> Array:

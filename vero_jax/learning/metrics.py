@@ -177,14 +177,14 @@ def add_mismatch(parts: Sequence[MismatchSums]) -> MismatchSums:
 
 
 def mismatch_metrics(sums: MismatchSums) -> dict[str, float]:
-    """How far sampler and learner are apart on the same tokens; empty if there was no token.
+    """How far sampler and learner are apart on the same tokens.
 
     `rollout_probs_diff_*` are of |exp(learner) - exp(sampler)| (std unbiased), `rollout_logprobs_k1` and `_k3`
-    estimate KL(sampler || learner), in nats per token.
+    estimate KL(sampler || learner), in nats per token. Without any token, `_valid` is 0 and nothing else is said.
     """
     n = float(sums.tokens)
     if n == 0:
-        return {}
+        return {"training/rollout_probs_diff_valid": 0.0}
     mean = float(sums.probability_difference) / n
     variance = max(float(sums.probability_difference_squared) - n * mean * mean, 0.0) / max(n - 1, 1)
     p, q = float(sums.learner), float(sums.sampler)

@@ -7,7 +7,7 @@ the objective a function from those to a loss and sums for the metrics.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int32, UInt32
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from vero_jax.data.patches import PatchLayout
+from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import AggregationMode, Totals, aggregate
 from vero_jax.learning.metrics import mismatch_sums
-from vero_jax.learning.rows import Rows, Signals, patch_cost
+from vero_jax.learning.packing import Costs, RowShape, empty_plan, token_costs
+from vero_jax.learning.rows import RowPlan, Rows, Signals
 from vero_jax.learning.schedule import clip_by_global_norm, descend
 from vero_jax.models.attention import shared_prefix_attention
 from vero_jax.models.head import token_logprobs
@@ -65,6 +67,8 @@ class Batch:
     """The same of the responses that are in its rows."""
     seed: UInt32[Array, "4"]
     """(run's seed, step, update, micro-batch): where a loss draws at random."""
+    on_policy: Bool[Array, ""] = dataclasses.field(default_factory=lambda: np.False_)  # type: ignore[assignment]
+    """Whether the old log-probabilities are the current ones, whatever `signals.old` says."""
 
 
 Sums = dict[str, Any]
@@ -85,8 +89,10 @@ class TrainablePolicy:
     """Whether the parameter at a path is trained. The others get no gradient, no decay and no optimizer state."""
     patch_layout: PatchLayout = dataclasses.field(default_factory=PatchLayout)
     """In which order the vision tower reads patches."""
-    patch_cost: float = 0.25
-    """Work of a vision patch, in language tokens; see `rows.patch_cost`."""
+    costs: Costs = dataclasses.field(default_factory=Costs)
+    """Work of a vision patch and of a prediction, in language tokens."""
+    patch_elements: int = 0
+    """Numbers in a patch; 0 for a policy without a vision tower."""
 
     @classmethod
     def of_model(
@@ -112,12 +118,19 @@ class TrainablePolicy:
             return is_lora(path) if model_def.lora is not None else not (freeze_vision and path[0] == "vision")
 
         return cls(
-            model_forward(model_def, temperature=temperature, attention_block=attention_block, vocab_block=vocab_block),
+            model_forward(
+                model_def,
+                temperature=temperature,
+                attention_block=attention_block,
+                vocab_block=vocab_block,
+                mesh=mesh,
+            ),
             params_like,
             model_def.shardings(mesh),
             trains=trains,
             patch_layout=model_def.config.patch_layout,
-            patch_cost=patch_cost(params_like, expert_share),
+            costs=token_costs(params_like, expert_share),
+            patch_elements=0 if model_def.config.vision is None else model_def.config.vision.patch_elements,
         )
 
     @property
@@ -127,9 +140,18 @@ class TrainablePolicy:
 
 
 def model_forward(
-    model_def: ModelDef, *, temperature: float = 1.0, attention_block: int = 512, vocab_block: int = 16384
+    model_def: ModelDef,
+    *,
+    temperature: float = 1.0,
+    attention_block: int = 512,
+    vocab_block: int = 16384,
+    mesh: Mesh | None = None,
 ) -> PolicyForward:
-    """The policy of a `ModelDef`: images and prompts once per group, exact float32 log-probabilities."""
+    """The policy of a `ModelDef`: images and prompts once per group, exact float32 log-probabilities.
+
+    Args:
+      mesh: where rows and parameters lie, so that each device computes its own part of the vocabulary.
+    """
 
     def forward(params: Params, rows: Rows) -> tuple[Float32[Array, "B U"], Float32[Array, "B U"]]:
         model = model_def.bind(params)
@@ -149,6 +171,7 @@ def model_forward(
             rows.targets.reshape(-1),
             temperature=temperature,
             block=vocab_block,
+            mesh=mesh,
         )
         return logprobs.reshape(rows.targets.shape), entropy.reshape(rows.targets.shape)
 
@@ -173,6 +196,7 @@ class Programs:
         entropy_mode: AggregationMode = "token-mean",
         guard: TraceGuard | None = None,
         name: str = "learner",
+        offload: bool = False,
     ) -> None:
         guard = guard if guard is not None else TraceGuard()
         self.mesh = mesh
@@ -191,7 +215,9 @@ class Programs:
             transform_non_params=lambda _: whole,
         )
         counters: Any = (whole, whole, whole)
-        self._state_shardings = TrainState(gradient_shardings, opt_state_shardings, *counters)
+        kept_shardings = in_host_memory(opt_state_shardings) if offload else opt_state_shardings
+        self._state_shardings = TrainState(gradient_shardings, kept_shardings, *counters)
+        self._patch_kind = policy.patch_elements, "uint8"
 
         def new_state(trained: Params) -> TrainState:
             return TrainState(trained, optimizer.init(trained), *(jnp.zeros((), jnp.int32) for _ in range(3)))
@@ -214,18 +240,22 @@ class Programs:
 
         def apply(state: TrainState, gradients: Params, rate: Array, step: Array) -> tuple[TrainState, Array]:
             clipped, norm = clip_by_global_norm(gradients, grad_clip)
-            finite = jnp.isfinite(norm)
-            updated = descend(state.params, clipped, state.opt_state, optimizer, rate)
+            meant = jnp.isfinite(rate)
+            finite = jnp.isfinite(norm) & meant
+            moments = jax.device_put(state.opt_state, opt_state_shardings) if offload else state.opt_state
+            updated = descend(state.params, clipped, moments, optimizer, rate)
             # A gradient that overflowed must not reach the moments, where it would stay for hundreds of updates.
             params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
+                lambda new, old: jnp.where(finite, new, old), updated, (state.params, moments)
             )
+            if offload:
+                opt_state = jax.device_put(opt_state, kept_shardings)
             return TrainState(
                 params=params,
                 opt_state=opt_state,
-                step=step,
+                step=jnp.where(meant, step, state.step),
                 updates=state.updates + finite,
-                skipped=state.skipped + ~finite,
+                skipped=state.skipped + (meant & ~finite),
             ), norm
 
         self._new_state = jax.jit(new_state, out_shardings=self._state_shardings)
@@ -250,8 +280,27 @@ class Programs:
         state = _placed(jax.eval_shape(self._new_state, self._abstract_trained), self._state_shardings)
         return _with_params(state, join_params(state.params, _placed(self._abstract_frozen, self._frozen_shardings)))
 
+    def warm_up(
+        self, state: TrainState, shapes: Sequence[RowShape], rows: int, batch: Callable[[RowPlan], Batch]
+    ) -> TrainState:
+        """Compiles every program for every shape of rows, by running it on nothing. Returns the state, as it was.
+
+        Args:
+          rows: of a micro-batch.
+          batch: makes the batch of a plan's only micro-batch.
+        """
+        gradients = self.zeros()
+        for shape in shapes:
+            nothing = batch(empty_plan(shape, rows, self._patch_kind))
+            gradients, _ = self.accumulate(state.params, gradients, nothing)
+            self.logprobs(state.params, nothing)
+        return self.apply(state, gradients, np.float32(np.nan), np.int32(0))[0]
+
     def apply(self, state: TrainState, gradients: Params, rate: Any, step: Any) -> tuple[TrainState, Array]:
-        """One optimizer update, and the gradients' norm. The buffers of the old state that are trained are used up."""
+        """One optimizer update, and the gradients' norm. The buffers of the old state that are trained are used up.
+
+        A learning rate that is no number leaves the state as it is.
+        """
         trained, frozen = self._split(state.params)
         state, norm = self._apply(_with_params(state, trained), gradients, rate, step)
         return _with_params(state, join_params(state.params, frozen)), norm
@@ -282,6 +331,24 @@ class Programs:
             ),
             tree,
         )
+
+
+def in_host_memory(shardings: Any) -> Any:
+    """The same shardings in the pinned memory of the hosts.
+
+    Raises:
+      UserError: the devices have none.
+    """
+
+    def moved(sharding: NamedSharding) -> NamedSharding:
+        device: Any = next(iter(sharding.device_set))
+        if not any(memory.kind == "pinned_host" for memory in device.addressable_memories()):
+            raise UserError(
+                f"optim.offload needs host memory that the device can read, and {device.platform} has none; turn it off"
+            )
+        return sharding.with_memory_kind("pinned_host")
+
+    return jax.tree.map(moved, shardings)
 
 
 def _with_params(state: TrainState, params: Params) -> TrainState:

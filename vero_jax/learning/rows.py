@@ -13,22 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float32, Int32
 
 from vero_jax.data.patches import WITHOUT_WINDOWS, PatchLayout
-from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import ResponseTokens
-from vero_jax.learning.batching import first_fit_decreasing
 from vero_jax.models.inputs import TokenInputs, VisionInputs
 from vero_jax.types import Group
-
-SMALLEST_ROW = 128
-SMALLEST_PATCHES = 64
-ROW_STEP = 64
-"""Rungs of the row ladder are multiples of this many tokens."""
-PATCH_STEP = 4
-"""Rungs of the patch ladder are whole merged tokens."""
 
 
 @jax.tree_util.register_dataclass
@@ -94,6 +84,10 @@ class RowPlan:
     seen_sequences: int
     seen_tokens: int
     patch_layout: PatchLayout = WITHOUT_WINDOWS
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Responses left out because they fit no row, by reason."""
+    patch_kind: tuple[int, str] = (0, "uint8")
+    """Elements and type of a patch, for rows whose groups have none."""
 
     @property
     def micro_batches(self) -> int:
@@ -134,9 +128,9 @@ class RowPlan:
         }
         vision: dict[str, Any] = {}
         if P:
-            first = next(group.prompt.patches for group in self.groups if len(group.prompt.patches))
+            elements, dtype = self.patch_kind
             vision = {
-                "patches": np.zeros((B, P, first.shape[1]), first.dtype),
+                "patches": np.zeros((B, P, elements), dtype),
                 "coords": np.zeros((B, P, 2), np.int32),
                 "sizes": np.ones((B, P, 2), np.int32),
                 "segments": np.zeros((B, P), np.int32),
@@ -211,133 +205,3 @@ class RowPlan:
                 if group.advantages is not None:
                     targets["advantages"][inside] = group.advantages[r]
                 t, u, count = here.stop, inside.stop, count + 1
-
-
-def pack_rows(
-    groups: Sequence[Group],
-    *,
-    row_length: int,
-    row_patches: int,
-    rows_per_micro_batch: int = 1,
-    skip_zero_advantage: bool = True,
-    mask_truncated: bool = False,
-    patch_layout: PatchLayout = WITHOUT_WINDOWS,
-    patch_cost: float = 0.25,
-) -> RowPlan:
-    """Plans the rows of a mini-batch.
-
-    Out of the loss altogether (rows and denominators): responses without tokens, responses whose score is missing, and
-    with `mask_truncated` those that hit the length limit. Out of the rows but in the denominators: responses whose
-    advantage is exactly zero, if `skip_zero_advantage`; their gradient is zero in every policy loss, so that of the
-    mini-batch stays the same; an entropy or KL term needs them.
-
-    A group is one piece if its branches fit a row, else pieces that repeat the prefix. Pieces go to rows first-fit by
-    falling size. All rows have the same shape: of the lengths row_length, row_length / 2, row_length / 4, ... the one
-    whose padded tokens and patches are the least work (the longer of two equal ones), likewise response tokens.
-
-    Args:
-      row_length, row_patches: the most tokens and vision patches of a row.
-      rows_per_micro_batch: rows that are computed together, over all devices.
-      patch_layout: of the policy's vision tower.
-      patch_cost: work of a vision patch, in language tokens.
-
-    Raises:
-      UserError: a prompt with one of its responses, or a prompt's images, do not fit a row.
-    """
-    pieces: list[tuple[int, tuple[int, ...]]] = []
-    sizes: list[tuple[int, int]] = []
-    sequences = tokens = seen_sequences = seen_tokens = 0
-    for g, group in enumerate(groups):
-        prefix, patches = len(group.prompt.token_ids), len(group.prompt.patches)
-        kept = []
-        for r, response in enumerate(group.responses):
-            length = len(response.token_ids)
-            missing = bool(group.scores) and group.scores[r].missing is not None
-            if length == 0 or missing or (mask_truncated and response.stop_reason == "length"):
-                continue
-            sequences, tokens = sequences + 1, tokens + length
-            if skip_zero_advantage and group.advantages is not None and group.advantages[r] == 0:
-                continue
-            seen_sequences, seen_tokens = seen_sequences + 1, seen_tokens + length
-            if prefix + length > row_length:
-                raise UserError(
-                    f"question {group.prompt.example.id!r}: a prompt of {prefix} tokens with a response of {length} "
-                    f"does not fit actor.row_length={row_length}; raise it or lower rollout.max_response_length"
-                )
-            kept.append(r)
-        if not kept:
-            continue
-        if patches > row_patches:
-            raise UserError(
-                f"question {group.prompt.example.id!r}: {patches} vision patches do not fit "
-                f"actor.row_patches={row_patches}; raise it or lower data.max_pixels"
-            )
-        lengths = [(len(group.responses[r].token_ids),) for r in kept]
-        for part in first_fit_decreasing(lengths, (row_length - prefix,)):
-            pieces.append((g, tuple(kept[i] for i in part)))
-            sizes.append((prefix + sum(lengths[i][0] for i in part), patches))
-    length, patches, bins = _choose_length(sizes, row_length, row_patches, rows_per_micro_batch, patch_cost)
-    responses = [
-        sum(len(groups[pieces[i][0]].responses[r].token_ids) for i in items for r in pieces[i][1]) for items in bins
-    ]
-    return RowPlan(
-        groups=tuple(groups),
-        row_length=length,
-        row_patches=patches,
-        row_responses=_rung(max(responses, default=1), [-(-length * part // 4) for part in (1, 2, 3, 4)]),
-        rows_per_micro_batch=rows_per_micro_batch,
-        contents=tuple(tuple(pieces[i] for i in items) for items in bins),
-        sequences=sequences,
-        tokens=tokens,
-        seen_sequences=seen_sequences,
-        seen_tokens=seen_tokens,
-        patch_layout=patch_layout,
-    )
-
-
-def patch_cost(params: Any, expert_share: float = 1.0) -> float:
-    """Work of a vision patch in language tokens, by the parameters that each meets (roughly: tables count too).
-
-    Args:
-      expert_share: of a mixture's experts, the share that one token goes to.
-
-    Returns:
-      patch parameters / token parameters; 0 for a policy without vision tower.
-    """
-    met = {"vision": 0.0, "language": 0.0}
-    for path, leaf in flatten_dict(params).items():
-        if path[0] in met:
-            met[path[0]] += leaf.size * (expert_share if "moe" in path and "router" not in path else 1.0)
-    return met["vision"] / met["language"]
-
-
-def _ladder(largest: int, smallest: int, step: int) -> list[int]:
-    """largest, largest / 2, ... down to `smallest`, rounded up to multiples of `step`, in rising order."""
-    rungs = [largest]
-    while rungs[-1] > smallest:
-        rungs.append(max(-(-(rungs[-1] // 2) // step) * step, smallest))
-    return sorted(set(rungs))
-
-
-def _rung(size: int, ladder: Sequence[int]) -> int:
-    return 0 if size == 0 else next(rung for rung in sorted(ladder) if size <= rung)
-
-
-def _choose_length(
-    sizes: Sequence[tuple[int, int]], row_length: int, row_patches: int, multiple: int, patch_cost: float
-) -> tuple[int, int, list[list[int]]]:
-    """The rungs of the row and patch ladders with the least padded work, and the pieces of each row."""
-    longest = max((tokens for tokens, _ in sizes), default=1)
-    best: tuple[float, int, int, list[list[int]]] | None = None
-    for rung in reversed(_ladder(row_length, SMALLEST_ROW, ROW_STEP)):
-        if rung < longest:
-            break
-        bins = first_fit_decreasing(sizes, (rung, row_patches))
-        most = max((sum(sizes[i][1] for i in items) for items in bins), default=0)
-        patches = _rung(most, _ladder(row_patches, SMALLEST_PATCHES, PATCH_STEP))
-        cost = -(-len(bins) // multiple) * multiple * (rung + patch_cost * patches)
-        if best is None or cost < best[0]:
-            best = (cost, rung, patches, bins)
-    if best is None:
-        raise AssertionError("the top rung is the row length, which every piece fits")
-    return best[1:]

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Float32, Int32
 from vero_jax.config import ColdStartConfig, OptimConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import Totals, aggregate
+from vero_jax.learning.packing import pack_rows, row_shapes
 from vero_jax.learning.programs import Batch, Params, Programs, Sums, TrainablePolicy, TrainState, to_host
-from vero_jax.learning.rows import RowPlan, pack_rows
+from vero_jax.learning.rows import RowPlan
 from vero_jax.learning.schedule import adamw, learning_rate
 from vero_jax.parallel.mesh import row_shards
 from vero_jax.parallel.trace_guard import TraceGuard
@@ -45,12 +46,13 @@ class SupervisedLearner:
         row_length: int,
         row_patches: int,
         rows_per_micro_batch: int = 1,
+        row_rungs: int = 3,
         guard: TraceGuard | None = None,
     ) -> None:
         self.config, self.mesh = config, mesh
-        self._row_length, self._row_patches = row_length, row_patches
-        self._rows_per_micro_batch = rows_per_micro_batch
-        self._patch_layout, self._patch_cost = policy.patch_layout, policy.patch_cost
+        self._policy, self._rows = policy, rows_per_micro_batch * row_shards(mesh)
+        row_patches = row_patches if policy.patch_elements else 0
+        self.row_shapes = row_shapes(row_length, row_patches, row_rungs, policy.patch_layout.patches_per_token)
         self.programs = Programs(
             policy,
             cross_entropy,
@@ -59,6 +61,7 @@ class SupervisedLearner:
             grad_clip=optim.grad_clip,
             guard=guard,
             name="supervised",
+            offload=optim.offload,
         )
 
     def init_state(self, params: Params) -> TrainState:
@@ -87,13 +90,16 @@ class SupervisedLearner:
                 raise UserError(f"question {prompt.example.id!r} has an empty solution; leave it out of the cold start")
         return pack_rows(
             [_as_group(prompt, solution) for prompt, solution in pairs],
-            row_length=self._row_length,
-            row_patches=self._row_patches,
-            rows_per_micro_batch=self._rows_per_micro_batch * row_shards(self.mesh),
+            shapes=self.row_shapes,
+            rows_per_micro_batch=self._rows,
             skip_zero_advantage=False,
-            patch_layout=self._patch_layout,
-            patch_cost=self._patch_cost,
+            patch_layout=self._policy.patch_layout,
+            costs=self._policy.costs,
         )
+
+    def warm_up(self, state: TrainState) -> TrainState:
+        """Compiles all programs for every shape of rows. Returns the state as it was; its old buffers are used up."""
+        return self.programs.warm_up(state, self.row_shapes, self._rows, lambda plan: self._batch(plan, 0))
 
     def step(
         self, state: TrainState, pairs: Sequence[tuple[Prompt, Int32[np.ndarray, "R"]]], step: int

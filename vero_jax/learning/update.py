@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
@@ -27,6 +28,7 @@ from vero_jax.learning.batching import equal_slices
 from vero_jax.learning.kl import kl_estimate, kl_loss
 from vero_jax.learning.losses import LossInputs, policy_loss
 from vero_jax.learning.metrics import add_mismatch, mismatch_metrics
+from vero_jax.learning.packing import pack_rows, row_shapes
 from vero_jax.learning.programs import (
     Batch,
     Params,
@@ -37,7 +39,7 @@ from vero_jax.learning.programs import (
     policy_sums,
     to_host,
 )
-from vero_jax.learning.rows import RowPlan, pack_rows
+from vero_jax.learning.rows import RowPlan
 from vero_jax.learning.schedule import adamw, learning_rate
 from vero_jax.parallel.mesh import row_shards
 from vero_jax.parallel.trace_guard import TraceGuard
@@ -68,7 +70,11 @@ class Learner:
         self.actor, self.optim, self.mesh = actor, optim, mesh
         self._width = max_response_length
         self._total_steps = total_steps
-        self._patch_layout, self._patch_cost = policy.patch_layout, policy.patch_cost
+        self._policy = policy
+        row_patches = actor.row_patches if policy.patch_elements else 0
+        per_token = policy.patch_layout.patches_per_token
+        self.row_shapes = row_shapes(actor.row_length, row_patches, actor.row_rungs, per_token)
+        self._rows = actor.rows_per_micro_batch * row_shards(mesh)
         self.programs = Programs(
             policy,
             lambda logprobs, entropy, batch: actor_objective(logprobs, entropy, batch, actor),
@@ -77,6 +83,7 @@ class Learner:
             grad_clip=optim.grad_clip,
             entropy_mode=actor.loss_agg_mode,
             guard=guard,
+            offload=optim.offload,
         )
         self._response_kl = jax.jit(_response_kl, static_argnums=3, out_shardings=self.programs.rows_sharding)
 
@@ -110,14 +117,25 @@ class Learner:
         actor = self.actor
         return pack_rows(
             groups,
-            row_length=actor.row_length,
-            row_patches=actor.row_patches,
-            rows_per_micro_batch=actor.rows_per_micro_batch * row_shards(self.mesh),
+            shapes=self.row_shapes,
+            rows_per_micro_batch=self._rows,
             skip_zero_advantage=not keep_all and actor.entropy_coef == 0 and actor.kl_loss_coef == 0,
             mask_truncated=actor.mask_truncated,
-            patch_layout=self._patch_layout,
-            patch_cost=self._patch_cost,
+            oversize=actor.oversize,
+            patch_layout=self._policy.patch_layout,
+            costs=self._policy.costs,
         )
+
+    def warm_up(self, state: TrainState) -> TrainState:
+        """Compiles all programs of `step` for every shape of rows; nothing compiles later. Returns the state as it was;
+        the buffers of the old one are used up."""
+        return self.programs.warm_up(state, self.row_shapes, self._rows, self._warm_up_batch)
+
+    def _warm_up_batch(self, plan: RowPlan) -> Batch:
+        batch = self._batch(plan, 0)
+        if not self.needs_reference:
+            return batch
+        return self._batch(plan, 0, reference=[batch.signals.sampler])
 
     def step(
         self,
@@ -149,21 +167,27 @@ class Learner:
             raise UserError("actor.kl_loss_coef is not 0, but there is no reference policy; set it to 0 or load one")
         actor = self.actor
         plans = [self.pack(groups[part]) for part in equal_slices(len(groups), actor.mini_batch_prompts)]
-        single_pass = actor.ppo_epochs == 1 and (len(plans) == 1 or actor.on_policy_first)
         report = _Report(self.rate(step))
         old: list[list[Array] | None] = []
         for number, plan in enumerate(plans):
-            recompute = not (single_pass and number == 0)
+            # The first update of a single epoch starts from the parameters of the whole step: its own pass will do.
+            own_pass = number == 0 and actor.ppo_epochs == 1 and actor.old_logprobs == "first_pass"
+            recompute = actor.old_logprobs != "sampler" and not own_pass
             old.append(self._pass_over(state.params, plan, report) if recompute else None)
+        on_policy = actor.old_logprobs == "first_pass" and actor.ppo_epochs == 1
         references = [self._pass_over(reference, plan) if self.needs_reference else None for plan in plans]
         updates = 0
         for _ in range(actor.ppo_epochs):
             for number, plan in enumerate(plans):
                 gradients = self.programs.zeros()
                 for index in range(plan.micro_batches):
-                    batch = self._batch(plan, index, old[number], references[number], (seed, step, updates))
+                    seeds = seed, step, updates
+                    batch = self._batch(
+                        plan, index, old[number], references[number], seeds, on_policy=on_policy and number == 0
+                    )
                     gradients, sums = self.programs.accumulate(state.params, gradients, batch)
-                    report.add(plan, sums)
+                    # Parameters are those of the start of the step in the first update only.
+                    report.add(plan, sums, first=updates == 0, policy=updates == 0 and old[number] is None)
                 # A mini-batch without any gradient still is an update: moments fade and weights decay.
                 state, norm = self.programs.apply(state, gradients, np.float32(report.rate), np.int32(step))
                 report.add_update(plan, norm)
@@ -210,16 +234,19 @@ class Learner:
         old: list[Array] | None = None,
         reference: list[Array] | None = None,
         seeds: tuple[int, int, int] = (0, 0, 0),
+        *,
+        on_policy: bool = False,
     ) -> Batch:
         rows, signals = self.programs.put_rows(plan.micro_batch(index))
         signals = dataclasses.replace(
             signals,
-            old=None if old is None else old[index],
+            old=signals.sampler if old is None else old[index],
             reference=None if reference is None else reference[index],
         )
         seed: Any = np.array([*seeds, index], np.uint32)
         totals = Totals.of(plan.sequences, plan.tokens, self._width)
-        return Batch(rows, signals, totals, Totals.of(plan.seen_sequences, plan.seen_tokens, self._width), seed)
+        seen = Totals.of(plan.seen_sequences, plan.seen_tokens, self._width)
+        return Batch(rows, signals, totals, seen, seed, np.bool_(on_policy))  # type: ignore[arg-type]
 
     def _pass_over(self, params: Params, plan: RowPlan, report: _Report | None = None) -> list[Array]:
         """Log-probabilities of each micro-batch under fixed parameters, left on the device."""
@@ -228,7 +255,7 @@ class Learner:
             values, sums = self.programs.logprobs(params, self._batch(plan, index))
             found.append(values)
             if report is not None:
-                report.add(plan, sums)
+                report.add_pass(plan, sums)
         return found
 
 
@@ -237,8 +264,9 @@ def actor_objective(
 ) -> tuple[Float[Array, ""], Sums]:
     """Policy loss - entropy_coef x entropy + kl_loss_coef x KL to the reference, and the sums behind the metrics."""
     tokens, signals, totals = batch.rows.responses, batch.signals, batch.totals
-    on_policy = signals.old is None
-    old = jax.lax.stop_gradient(logprobs) if signals.old is None else signals.old
+    old = jax.lax.stop_gradient(logprobs)
+    if signals.old is not None:
+        old = jnp.where(batch.on_policy, old, signals.old)
     key = (
         functools.reduce(jax.random.fold_in, batch.seed, jax.random.key(0)) if config.loss_mode == "clip_cov" else None
     )
@@ -251,9 +279,7 @@ def actor_objective(
         penalty = kl_loss(logprobs, signals.reference, tokens, config.kl_loss_type, config.loss_agg_mode, totals)
         sums["kl_loss"] = penalty
         loss += config.kl_loss_coef * penalty
-    if on_policy:
-        sums |= policy_sums(logprobs, jax.lax.stop_gradient(entropy), batch, config.loss_agg_mode)
-    return loss, sums
+    return loss, sums | policy_sums(logprobs, jax.lax.stop_gradient(entropy), batch, config.loss_agg_mode)
 
 
 def _response_kl(new: Array, old: Array, tokens: Any, kind: str) -> Float32[Array, "B S"]:
@@ -265,44 +291,62 @@ class _Report:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
-        self._sums: list[tuple[RowPlan, Sums]] = []
+        self._sums: list[tuple[RowPlan, Sums, bool]] = []
+        self._policy: list[tuple[RowPlan, Sums]] = []
+        """Of the policy at the start of the step."""
         self._norms: list[tuple[RowPlan, Array]] = []
 
-    def add(self, plan: RowPlan, sums: Sums) -> None:
-        self._sums.append((plan, sums))
+    def add(self, plan: RowPlan, sums: Sums, *, first: bool, policy: bool) -> None:
+        """Sums of an update's micro-batch, of the step's first update or not; `policy` if nothing else measures the
+        policy at the start of the step on these responses."""
+        self._sums.append((plan, sums, first))
+        if policy:
+            self.add_pass(plan, sums)
+
+    def add_pass(self, plan: RowPlan, sums: Sums) -> None:
+        """Sums of a micro-batch under the parameters of the start of the step."""
+        self._policy.append((plan, {name: sums[name] for name in ("entropy", "mismatch")}))
 
     def add_update(self, plan: RowPlan, norm: Array) -> None:
         self._norms.append((plan, norm))
 
     def metrics(self, config: ActorConfig) -> dict[str, float]:
         """Loss terms are means over the step's updates, weighted by sequences; shares and ppo_kl over tokens."""
-        sums, norms = jax.device_get(([s for _, s in self._sums], [n for _, n in self._norms]))
+        sums, measured, norms = jax.device_get(
+            ([s for _, s, _ in self._sums], [s for _, s in self._policy], [n for _, n in self._norms])
+        )
         plans = [plan for plan, _ in self._norms]
         distinct = {id(plan): plan for plan in plans}.values()
         sequences = sum(plan.sequences for plan in plans)
         tokens, seen = sum(plan.tokens for plan in plans), sum(plan.seen_tokens for plan in plans)
         seen_sequences = sum(plan.seen_sequences for plan in distinct)
+        measured_plans = {id(plan): plan for plan, _ in self._policy}.values()
         finite = [float(norm) for norm in norms if np.isfinite(norm)]
 
         def total(name: str, weight: str | None = None) -> float:
-            weights = [1 if weight is None else getattr(plan, weight) for plan, _ in self._sums]
+            weights = [1 if weight is None else getattr(plan, weight) for plan, _, _ in self._sums]
             return sum(float(s[name]) * w for w, s in zip(weights, sums, strict=True) if name in s)
+
+        first = [float(s["clipped"]) for s, (_, _, first) in zip(sums, self._sums, strict=True) if first]
+        entropy = sum(float(s["entropy"]) * p.seen_sequences for s, (p, _) in zip(measured, self._policy, strict=True))
 
         metrics = {
             "actor/pg_loss": total("pg_loss", "sequences") / max(sequences, 1),
             "actor/pg_clipfrac": total("clipped") / max(tokens, 1),
+            # Not 0 in the first update only when the old log-probabilities are not the learner's own.
+            "actor/pg_clipfrac_first": sum(first) / max(plans[0].tokens if plans else 0, 1),
             "actor/pg_clipfrac_lower": total("clipped_lower") / max(tokens, 1),
             "actor/ppo_kl": total("kl") / max(seen, 1),
             "actor/grad_norm": float(np.mean(finite)) if finite else float("nan"),
             "actor/lr": self.rate,
-            "actor/entropy": total("entropy", "seen_sequences") / max(seen_sequences, 1),
+            "actor/entropy": entropy / max(sum(plan.seen_sequences for plan in measured_plans), 1),
             "actor/updates": float(len(finite)),
             "actor/updates_skipped": float(len(norms) - len(finite)),
         }
         if config.kl_loss_coef != 0:
             metrics["actor/kl_loss"] = total("kl_loss", "sequences") / max(sequences, 1)
             metrics["actor/kl_coef"] = config.kl_loss_coef
-        metrics |= mismatch_metrics(add_mismatch([s["mismatch"] for s in sums if "mismatch" in s]))
+        metrics |= mismatch_metrics(add_mismatch([s["mismatch"] for s in measured]))
         shapes = [(plan.micro_batches * plan.rows_per_micro_batch, plan) for plan in distinct]
         filled = sum(plan.filled_tokens() for plan in distinct)
         metrics |= {
@@ -311,6 +355,7 @@ class _Report:
             "rows/tokens": float(filled),
             "rows/padding": 1 - filled / max(sum(count * plan.row_length for count, plan in shapes), 1),
             "rows/micro_batches": float(sum(plan.micro_batches for plan in distinct)),
+            "rows/dropped_responses": float(sum(sum(plan.dropped.values()) for plan in distinct)),
             "rows/skipped_responses": 1 - seen_sequences / max(sum(plan.sequences for plan in distinct), 1),
         }
         return metrics

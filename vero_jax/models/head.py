@@ -2,8 +2,8 @@
 
 Logits are hidden @ head.T / temperature, accumulated in float32, and never exist for the whole vocabulary at once
 (but for truncated sampling, see `models.choice`): with 151,936 entries a row of 36,864 tokens would need 22 GB of them.
-The learner and the sampler go through the same blocks, so their log-probabilities differ only by what differs in the
-hidden states. Axes: n tokens, D model width, V vocabulary, b entries of a block.
+The learner and the sampler go through the same products, so their log-probabilities differ only by what differs in
+the hidden states. Axes: n tokens, D model width, V vocabulary, b entries of a block.
 
 A log-probability is that of the untruncated policy over the whole vocabulary: ids that the sampler may not choose, and
 what top-p and its kin cut off, keep their share of the denominator. That is the distribution the loss differentiates.
@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from vero_jax.parallel.mesh import ROW_AXES, row_shards
 
 _NEGATIVE = -1e30
 """A logit that counts for nothing; finite, so that no difference of two becomes NaN."""
+
+TOKEN_BLOCK = 4096
+"""Tokens that are computed at a time: with 16,384 vocabulary entries, 268 MB of logits."""
 
 
 def token_logprobs(
@@ -31,7 +38,9 @@ def token_logprobs(
     *,
     temperature: float | Float32[Array, ""],
     block: int,
+    token_block: int = TOKEN_BLOCK,
     valid_vocab: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float32[Array, "n"], Float32[Array, "n"]]:
     """Log-probability of each target and entropy of its distribution, differentiable in `hidden` and `head`.
 
@@ -43,27 +52,54 @@ def token_logprobs(
       targets: ids in [0, valid_vocab).
       temperature: divides the logits; 0 (greedy sampling) counts as 1. No gradient flows to it.
       block: vocabulary entries per block.
+      token_block: tokens per block; [token_block, block] float32 is the largest array.
       valid_vocab: rows of `head` from here on are no vocabulary entries and take no part; None uses all.
+      mesh: where the arrays lie, n over the row axes and V over the tensor axis, if that divides it: every device
+        then computes the blocks of its own entries, and sums travel instead of the head. None: one device.
     """
     valid = head.shape[0] if valid_vocab is None else valid_vocab
-    block = min(block, head.shape[0])
+    layout = _Blocks(
+        min(block, head.shape[0]), min(token_block, max(len(hidden), 1)), valid, _usable(mesh, hidden, head)
+    )
     # Both functions of this module round the head to the activations' type, so sampler and learner agree.
-    return _token_logprobs(hidden, head.astype(hidden.dtype), targets, inverse_temperature(temperature), block, valid)
+    return _token_logprobs(hidden, head.astype(hidden.dtype), targets, inverse_temperature(temperature), layout)
 
 
-def inverse_temperature(temperature: float | Float32[Array, ""]) -> Float32[Array, ""]:
+class _Blocks(NamedTuple):
+    """What the computation is compiled with; hashable."""
+
+    vocab: int
+    tokens: int
+    valid: int
+    mesh: Mesh | None
+
+    def local(self, entries: int, tokens: int) -> _Blocks:
+        """The same on one device, which has so many vocabulary entries and tokens."""
+        return self._replace(vocab=min(self.vocab, entries), tokens=min(self.tokens, max(tokens, 1)))
+
+
+def _usable(mesh: Mesh | None, hidden: Array, head: Array) -> Mesh | None:
+    """The mesh, if it splits the head: several devices along the tensor axis, which divides the vocabulary."""
+    if mesh is None or mesh.shape["tensor"] == 1 or head.shape[0] % mesh.shape["tensor"]:
+        return None
+    return mesh if len(hidden) % row_shards(mesh) == 0 else None
+
+
+def inverse_temperature(temperature: float | Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """What logits are multiplied with; temperature 0 counts as 1."""
     temperature = jnp.asarray(temperature, jnp.float32)
     return 1.0 / jnp.where(temperature > 0, temperature, 1.0)
 
 
 def over_blocks(body: Callable, carry: Any, vocab: int, block: int) -> Any:
+    """Folds `body(carry, number) -> (carry, None)` over the blocks of the vocabulary."""
     if block == vocab:
         return body(carry, jnp.int32(0))[0]
     return jax.lax.scan(body, carry, jnp.arange(-(-vocab // block), dtype=jnp.int32))[0]
 
 
 def block_logits(
-    hidden: Array, head: Array, inverse: Array, i: Array, block: int, valid: int
+    hidden: Array, head: Array, inverse: Array, i: Array, block: int, valid: int | Array
 ) -> tuple[Float32[Array, "n b"], Int32[Array, "b"], Bool[Array, "b"]]:
     """Logits of the i-th block, the entries they belong to, and which of them count.
 
@@ -83,57 +119,143 @@ def _product(a: Array, b: Array) -> Float32[Array, "x y"]:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _token_logprobs(
-    hidden: Array, head: Array, targets: Array, inverse: Array, block: int, valid: int
-) -> tuple[Array, Array]:
-    return _forward(hidden, head, targets, inverse, block, valid)[0]
+class _Sums(NamedTuple):
+    """Of the distribution of each token, over some of the vocabulary."""
+
+    top: Float32[Array, "n"]
+    """The largest logit."""
+    total: Float32[Array, "n"]
+    """Sum of exp(z - top)."""
+    moment: Float32[Array, "n"]
+    """Sum of exp(z - top) (z - top): relative to the largest logit it does not lose digits to the logits' size."""
+    target: Float32[Array, "n"]
+    """The target's logit, 0 where it is among the rest of the vocabulary."""
+
+    def relative_to(self, top: Array) -> _Sums:
+        """The same with another number in place of the largest logit."""
+        shift = self.top - top
+        shrink = jnp.exp(shift)
+        return _Sums(top, shrink * self.total, shrink * (self.moment + self.total * shift), self.target)
 
 
-def _forward(hidden: Array, head: Array, targets: Array, inverse: Array, block: int, valid: int) -> tuple:
-    def add_block(carry: tuple, i: Array) -> tuple[tuple, None]:
-        top, total, moment, target_logit = carry
-        logits, entries, counted = block_logits(hidden, head, inverse, i, block, valid)
-        new_top = jnp.maximum(top, logits.max(-1))
-        shrink = jnp.exp(top - new_top)
-        shifted = logits - new_top[:, None]
-        weights = jnp.exp(shifted)
-        # The first moment is kept relative to the largest logit, where it does not lose digits to the logits' size.
-        moment = shrink * (moment + total * (top - new_top)) + (weights * shifted).sum(-1)
-        total = shrink * total + weights.sum(-1)
-        hit = (entries == targets[:, None]) & counted
-        return (new_top, total, moment, target_logit + jnp.where(hit, logits, 0.0).sum(-1)), None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _token_logprobs(hidden: Array, head: Array, targets: Array, inverse: Array, layout: _Blocks) -> tuple[Array, Array]:
+    return _forward(hidden, head, targets, inverse, layout)[0]
 
-    n = hidden.shape[0]
-    start = (jnp.full(n, _NEGATIVE), jnp.zeros(n), jnp.zeros(n), jnp.zeros(n))
-    top, total, moment, target_logit = over_blocks(add_block, start, head.shape[0], block)
-    log_total = jnp.log(total)
-    entropy = log_total - moment / total
+
+def _forward(hidden: Array, head: Array, targets: Array, inverse: Array, layout: _Blocks) -> tuple:
+    if layout.mesh is None:
+        sums = _sums(hidden, head, targets, inverse, jnp.int32(0), layout)
+    else:
+
+        def on_device(hidden: Array, head: Array, targets: Array, inverse: Array) -> _Sums:
+            first = jax.lax.axis_index("tensor") * len(head)
+            sums = _sums(hidden, head, targets, inverse, first, layout.local(*map(len, (head, hidden))))
+            sums = sums.relative_to(jax.lax.pmax(sums.top, "tensor"))
+            return _Sums(sums.top, *jax.lax.psum(sums[1:], "tensor"))
+
+        specs = P(ROW_AXES), P("tensor"), P(ROW_AXES), P()
+        sums = _sharded(on_device, layout.mesh, specs, P(ROW_AXES))(hidden, head, targets, inverse)
+    log_total = jnp.log(sums.total)
+    entropy = log_total - sums.moment / sums.total
     # (z - top) is exact where it matters; top + log_total would be rounded at the size of the largest logit.
-    return (target_logit - top - log_total, entropy), (hidden, head, targets, inverse, top, log_total, entropy)
+    logprobs = sums.target - sums.top - log_total
+    return (logprobs, entropy), (hidden, head, targets, inverse, sums.top, log_total, entropy)
 
 
-def _backward(block: int, valid: int, kept: tuple, cotangents: tuple[Array, Array]) -> tuple:
-    hidden, head, targets, inverse, top, log_total, entropy = kept
-    d_logprob, d_entropy = cotangents
+def _sums(hidden: Array, head: Array, targets: Array, inverse: Array, first: Array, layout: _Blocks) -> _Sums:
+    """Over the vocabulary entries from `first` on, of which `head` has the rows."""
 
-    def add_block(carry: tuple, i: Array) -> tuple[tuple, None]:
-        d_hidden, d_head = carry
-        logits, entries, counted = block_logits(hidden, head, inverse, i, block, valid)
-        logp = logits - top[:, None] - log_total[:, None]
-        slope = d_logprob[:, None] + d_entropy[:, None] * (logp + entropy[:, None])
-        hit = (entries == targets[:, None]) & counted
-        d_logits = (jnp.where(hit, d_logprob[:, None], 0.0) - jnp.exp(logp) * slope) * inverse
-        d_logits = d_logits.astype(head.dtype)
-        part = jax.lax.dynamic_slice_in_dim(head, entries[0], block)
-        d_part = jax.lax.dynamic_slice_in_dim(d_head, entries[0], block) + _product(d_logits.T, hidden)
-        d_head = jax.lax.dynamic_update_slice_in_dim(d_head, d_part, entries[0], 0)
-        return (d_hidden + _product(d_logits, part), d_head), None
+    def of_tokens(hidden: Array, targets: Array) -> _Sums:
+        def add_block(sums: _Sums, i: Array) -> tuple[_Sums, None]:
+            logits, entries, counted = block_logits(hidden, head, inverse, i, layout.vocab, layout.valid - first)
+            sums = sums.relative_to(jnp.maximum(sums.top, logits.max(-1)))
+            shifted = logits - sums.top[:, None]
+            weights = jnp.exp(shifted)
+            hit = (entries + first == targets[:, None]) & counted
+            return _Sums(
+                sums.top,
+                sums.total + weights.sum(-1),
+                sums.moment + (weights * shifted).sum(-1),
+                sums.target + jnp.where(hit, logits, 0.0).sum(-1),
+            ), None
 
-    start = (jnp.zeros(hidden.shape), jnp.zeros(head.shape))
-    d_hidden, d_head = over_blocks(add_block, start, head.shape[0], block)
+        n = len(hidden)
+        start = _Sums(jnp.full(n, _NEGATIVE), jnp.zeros(n), jnp.zeros(n), jnp.zeros(n))
+        return over_blocks(add_block, start, len(head), layout.vocab)
+
+    n, size = len(hidden), layout.tokens
+    if size >= n:
+        return of_tokens(hidden, targets)
+    parts = jax.lax.map(lambda part: of_tokens(*part), _cut((hidden, targets), size))
+    return jax.tree.map(lambda x: x.reshape(-1)[:n], parts)
+
+
+def _backward(layout: _Blocks, kept: tuple, cotangents: tuple[Array, Array]) -> tuple:
+    hidden, head, targets, inverse, *rest = kept
+    per_token = hidden, targets, *rest, *cotangents
+    if layout.mesh is None:
+        d_hidden, d_head = _gradients(per_token, head, inverse, jnp.int32(0), layout)
+    else:
+
+        def on_device(per_token: tuple, head: Array, inverse: Array) -> tuple[Array, Array]:
+            first = jax.lax.axis_index("tensor") * len(head)
+            here = layout.local(len(head), len(per_token[0]))
+            d_hidden, d_head = _gradients(per_token, head, inverse, first, here)
+            return jax.lax.psum(d_hidden, "tensor"), jax.lax.psum(d_head, ROW_AXES)
+
+        specs = (P(ROW_AXES),) * len(per_token), P("tensor"), P()
+        outs = P(ROW_AXES), P("tensor")
+        d_hidden, d_head = _sharded(on_device, layout.mesh, specs, outs)(per_token, head, inverse)
     no_gradient = np.zeros(targets.shape, jax.dtypes.float0)
     return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype), no_gradient, jnp.zeros_like(inverse)
+
+
+def _gradients(
+    per_token: tuple, head: Array, inverse: Array, first: Array, layout: _Blocks
+) -> tuple[Float32[Array, "n D"], Float32[Array, "V D"]]:
+    """Of `hidden` (its part from these vocabulary entries) and of `head`."""
+
+    def of_tokens(d_head: Array, per_token: tuple) -> tuple[Array, Array]:
+        hidden, targets, top, log_total, entropy, d_logprob, d_entropy = per_token
+
+        def add_block(carry: tuple, i: Array) -> tuple[tuple, None]:
+            d_hidden, d_head = carry
+            logits, entries, counted = block_logits(hidden, head, inverse, i, layout.vocab, layout.valid - first)
+            logp = logits - top[:, None] - log_total[:, None]
+            slope = d_logprob[:, None] + d_entropy[:, None] * (logp + entropy[:, None])
+            hit = (entries + first == targets[:, None]) & counted
+            d_logits = (jnp.where(hit, d_logprob[:, None], 0.0) - jnp.exp(logp) * slope) * inverse
+            d_logits = d_logits.astype(head.dtype)
+            part = jax.lax.dynamic_slice_in_dim(head, entries[0], layout.vocab)
+            d_part = jax.lax.dynamic_slice_in_dim(d_head, entries[0], layout.vocab) + _product(d_logits.T, hidden)
+            d_head = jax.lax.dynamic_update_slice_in_dim(d_head, d_part, entries[0], 0)
+            return (d_hidden + _product(d_logits, part), d_head), None
+
+        start = jnp.zeros(hidden.shape), d_head
+        d_hidden, d_head = over_blocks(add_block, start, len(head), layout.vocab)
+        return d_head, d_hidden
+
+    n, size = len(per_token[0]), layout.tokens
+    d_head = jnp.zeros(head.shape)
+    if size >= n:
+        d_head, d_hidden = of_tokens(d_head, per_token)
+        return d_hidden, d_head
+    d_head, d_hidden = jax.lax.scan(of_tokens, d_head, _cut(per_token, size))
+    return d_hidden.reshape(-1, d_hidden.shape[-1])[:n], d_head
+
+
+def _cut(per_token: Any, size: int) -> Any:
+    """Arrays over tokens in parts of `size`; zeros fill the last one, and zeros add nothing to any gradient."""
+    return jax.tree.map(
+        lambda x: jnp.pad(x, ((0, -len(x) % size), *((0, 0),) * (x.ndim - 1))).reshape(-1, size, *x.shape[1:]),
+        per_token,
+    )
+
+
+def _sharded(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+    # Without the check of replication: the sums over an axis are written out above.
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 _token_logprobs.defvjp(_forward, _backward)

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vero_jax.models.config import TextConfig
-from vero_jax.models.layers import GatedMLP, Linear, ParamFactory, RMSNorm, scan_layers
+from vero_jax.models.layers import GatedMLP, Linear, ParamFactory, Remat, RMSNorm, scan_layers
 from vero_jax.models.moe import SparseMLP
 from vero_jax.models.rope import rotate, text_rotary
 
@@ -168,7 +168,7 @@ class LanguageModel(nnx.Module):
         deepstack: Float[Array, "S B M D"] | None = None,
         image_index: Int[Array, "B T"] | None = None,
         *,
-        remat: bool = False,
+        remat: Remat = "products",
     ) -> tuple[Float[Array, "B T D"], Any]:
         """All layers and the final norm.
 

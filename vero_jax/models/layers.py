@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,10 @@ class ParamFactory:
 
 
 _KEPT = "kept"
+
+
+Remat = Literal["none", "products", "layers"]
+"""What a layer keeps for its backward pass; see `scan_layers`."""
 
 
 def keep(x: Array) -> Array:
@@ -210,21 +214,22 @@ def scan_layers(
     carry: Any,
     inputs: Any = None,
     *,
-    remat: bool = False,
+    remat: Remat = "products",
     span: slice = slice(None),
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over a stacked module: one layer is traced, whatever their number.
 
-    For the backward pass each layer keeps what is marked by `keep`: the outputs of linear maps and of attention. Norms,
-    activations and rotations are computed again from those, which is faster than to write and to read them, and takes
-    less memory.
+    For the backward pass each layer keeps by default what is marked by `keep`: the outputs of linear maps and of
+    attention. Norms, activations and rotations are computed again from those, which is faster than to write and to
+    read them, and takes less memory.
 
     Args:
         stack: a module whose parameters all have a leading axis L.
         step: (module of one layer, carry, one slice of inputs) -> (carry, output).
         carry: what goes from layer to layer.
         inputs: a pytree whose leaves have a leading axis L, or None.
-        remat: keep only the carry of each layer and compute all of it again.
+        remat: what a layer keeps: "none" keeps all that its backward pass reads, "products" what is marked by `keep`,
+            "layers" its carry alone.
         span: which of the stacked layers to run; a part of them is a copy.
 
     Returns:
@@ -236,9 +241,10 @@ def scan_layers(
         params, slice_ = layer
         return step(nnx.merge(graph, params), carry, slice_)
 
-    policy = None if remat else jax.checkpoint_policies.save_only_these_names(_KEPT)
-    # Inside a scan the loop itself keeps XLA from merging the two computations; see jax.checkpoint.
-    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+    if remat != "none":
+        policy = None if remat == "layers" else jax.checkpoint_policies.save_only_these_names(_KEPT)
+        # Inside a scan the loop itself keeps XLA from merging the two computations; see jax.checkpoint.
+        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     params = nnx.to_pure_dict(state)
     if span != slice(None):
         params = jax.tree.map(lambda leaf: leaf[span], params)

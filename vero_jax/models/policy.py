@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.layers import LoRA
+from vero_jax.models.layers import LoRA, Remat
 from vero_jax.models.qwen_vl import QwenVL
 from vero_jax.parallel.sharding import param_shardings
 
@@ -45,14 +45,14 @@ class ModelDef:
         config: sizes.
         dtype: of the activations, "float32" or "bfloat16".
         param_dtype: in which the parameters are kept.
-        remat: recompute each layer in the backward pass.
+        remat: what a layer keeps for the backward pass.
         lora: adapters beside the language model's linear maps, as leaves `lora_a` and `lora_b`; None for none.
     """
 
     config: ModelConfig
     dtype: Any = "float32"
     param_dtype: Any = "float32"
-    remat: bool = False
+    remat: Remat = "products"
     lora: LoRA | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.language import Attend, LanguageModel, TokenTable, visual_rows
-from vero_jax.models.layers import LoRA, ParamFactory
+from vero_jax.models.layers import LoRA, ParamFactory, Remat
 from vero_jax.models.vision import ImageFeatures, VisionTower
 
 __all__ = ["Attend", "ImageFeatures", "QwenVL"]
@@ -22,7 +22,7 @@ class QwenVL(nnx.Module):
     """Names, shapes and maths of the policy; made by `ModelDef.bind` from a plain tree of parameters."""
 
     def __init__(
-        self, config: ModelConfig, *, dtype: Any, param_dtype: Any, remat: bool, lora: LoRA | None, rngs: nnx.Rngs
+        self, config: ModelConfig, *, dtype: Any, param_dtype: Any, remat: Remat, lora: LoRA | None, rngs: nnx.Rngs
     ) -> None:
         make = ParamFactory(rngs, param_dtype)
         self.config = config

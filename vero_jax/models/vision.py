@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from vero_jax.models.attention import segment_attention
 from vero_jax.models.config import VisionConfig
 from vero_jax.models.inputs import VisionInputs
-from vero_jax.models.layers import GatedMLP, LayerNorm, Linear, ParamFactory, RMSNorm, rounded_once, scan_layers
+from vero_jax.models.layers import GatedMLP, LayerNorm, Linear, ParamFactory, Remat, RMSNorm, rounded_once, scan_layers
 from vero_jax.models.rope import patch_rotary, rotate
 
 ATTENTION_BLOCK = 512
@@ -212,7 +212,7 @@ class VisionTower(nnx.Module):
         self.deepstack = Merger(make.stacked(taps), config, norm_after=True) if taps else None
 
     def run_blocks(
-        self, vision: VisionInputs, dtype: jnp.dtype, *, remat: bool = False
+        self, vision: VisionInputs, dtype: jnp.dtype, *, remat: Remat = "products"
     ) -> tuple[Float[Array, "B P Dv"], Float[Array, "S B P Dv"]]:
         """The last block's output, and the outputs of the blocks that DeepStack taps, in the order of the config."""
         config = self.config
@@ -251,13 +251,13 @@ class VisionTower(nnx.Module):
         (x, buffer), _ = scan_layers(self.blocks, step, carry, (jnp.asarray(slots), jnp.asarray(whole)), remat=remat)
         return x, buffer[:taps]
 
-    def __call__(self, vision: VisionInputs, dtype: jnp.dtype, *, remat: bool = False) -> ImageFeatures:
+    def __call__(self, vision: VisionInputs, dtype: jnp.dtype, *, remat: Remat = "products") -> ImageFeatures:
         """Encodes the images of each row; features come in the order of the patches.
 
         Args:
             vision: packed patches; P must be a multiple of merge_size ** 2.
             dtype: of the activations.
-            remat: recompute every block in the backward pass.
+            remat: what a block keeps for the backward pass.
         """
         x, tapped = self.run_blocks(vision, dtype, remat=remat)
         embeds = self.merger(x)

@@ -40,6 +40,7 @@ FREE_KEYS = (
     "data.read_ahead_mb", "data.source",  # where the same rows lie: a checkpoint knows the rows themselves
     "reward.workers", "model.remat",
     "rollout.concurrent_responses", "rollout.vocab_block", "rollout.attention_block", "actor.rows_per_micro_batch",
+    "actor.row_rungs", "optim.offload", "trainer.warm_up",
     "rollout.prefill_tokens", "rollout.prefill_chunk", "rollout.prompt_page", "rollout.response_page",
     "rollout.prompt_kv_tokens", "rollout.response_kv_tokens",
     # where the judge is and how it is asked; who it is and what it is told decide the scores

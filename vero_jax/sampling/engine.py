@@ -58,6 +58,16 @@ class GenerationStats:
         """Response tokens per second."""
         return self.response_tokens / max(self.seconds, 1e-9)
 
+    def metrics(self) -> dict[str, float]:
+        """What a step reports."""
+        return {
+            "rollout/tokens_per_s": self.tokens_per_s,
+            "rollout/useful_share": self.useful_share,
+            "rollout/rounds": float(self.rounds),
+            "rollout/prefill_calls": float(self.prefill_calls),
+            "rollout/preempted": float(self.preempted),
+        }
+
     @property
     def useful_share(self) -> float:
         """Response tokens per lane step: 1 when no lane ever drew for nothing."""

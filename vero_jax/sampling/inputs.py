@@ -58,6 +58,30 @@ class Buckets:
         return tokens, _bucket(len(prompt.patches), self.patches, index, prompt, "patches", "rollout.patch_buckets")
 
 
+def fitting(
+    prompts: Sequence[Prompt], buckets: Buckets, merge_size: int
+) -> tuple[list[Prompt], collections.Counter[str]]:
+    """The prompts that the engine can read, in their order, and how many it cannot by reason.
+
+    Args:
+      merge_size: of the model's vision tower.
+    """
+    kept, left_out = [], collections.Counter[str]()
+    for index, prompt in enumerate(prompts):
+        try:
+            check_prompt(index, prompt, merge_size)
+        except UserError:
+            left_out["images"] += 1
+            continue
+        if len(prompt.token_ids) > buckets.prompts[-1]:
+            left_out["tokens"] += 1
+        elif len(prompt.patches) > buckets.patches[-1]:
+            left_out["patches"] += 1
+        else:
+            kept.append(prompt)
+    return kept, left_out
+
+
 def sample_keys(prompts: Sequence[Prompt], n: int, seed: int, step: int) -> UInt32[np.ndarray, "Q N 2"]:
     """A key for each sample: a hash of (seed, step, the prompt's id, how often that id came before, the sample).
 
