@@ -245,7 +245,7 @@ def _check_rollout(config: Config) -> None:
     _need(
         rollout.patch_buckets[-1] <= PATCHES_PER_TOKEN * rollout.prompt_buckets[-1],
         f"the last of rollout.patch_buckets ({rollout.patch_buckets[-1]}) is impossible: a prompt has a token for "
-        f"every {PATCHES_PER_TOKEN} patches, and the last of rollout.prompt_buckets holds {rollout.prompt_buckets[-1]}.",
+        f"every {PATCHES_PER_TOKEN} patches, and rollout.prompt_buckets end with {rollout.prompt_buckets[-1]}.",
     )
     _need(
         rollout.prefill_chunk <= rollout.attention_block or rollout.prefill_chunk % rollout.attention_block == 0,

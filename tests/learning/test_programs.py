@@ -60,7 +60,7 @@ def gradient(kind, groups):
     plan = made.pack(groups)
     total = made.programs.zeros()
     for index in range(plan.micro_batches):
-        total, _ = made.programs.accumulate(params, total, made._batch(plan, index))
+        total, *_ = made.programs.accumulate(params, total, made._batch(plan, index))
     return flatten_dict(total)
 
 

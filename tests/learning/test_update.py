@@ -113,7 +113,7 @@ def gradient(learner, params, groups, *, keep_all=False):
     plan = learner.pack(groups, keep_all=keep_all)
     total = learner.programs.zeros()
     for index in range(plan.micro_batches):
-        total, _ = learner.programs.accumulate(params, total, learner._batch(plan, index))
+        total, *_ = learner.programs.accumulate(params, total, learner._batch(plan, index))
     return total, plan
 
 

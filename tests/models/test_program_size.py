@@ -76,6 +76,7 @@ def rows_of(config: ModelConfig, pictures: list[list[tuple[int, int, int]]]) -> 
         seen_sequences=len(groups),
         seen_tokens=len(groups) * len(RESPONSE),
         patch_layout=config.patch_layout,
+        patch_kind=(config.vision.patch_elements, "uint8"),
     )
     return plan.micro_batch(0)[0]
 
@@ -123,7 +124,7 @@ def test_which_blocks_deepstack_taps_does_not_change_the_program() -> None:
     sizes = set()
     for taps in ((0, 1), (3, 8), (7, 8)):
         vision = dataclasses.replace(config.vision, deepstack_layers=taps)
-        sizes.add(size(dataclasses.replace(config, vision=vision), 512, False))
+        sizes.add(size(dataclasses.replace(config, vision=vision), 512, "products"))
     assert len(sizes) == 1
 
 

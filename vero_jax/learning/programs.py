@@ -229,14 +229,18 @@ class Programs:
             values, entropy = forward(params, batch.rows)
             return values, policy_sums(values, entropy, batch, entropy_mode)
 
-        def accumulate(params: Params, gradients: Params, batch: Batch) -> tuple[Params, Sums]:
+        def accumulate(
+            params: Params, gradients: Params, batch: Batch
+        ) -> tuple[Params, Sums, Float32[Array, "B U"]]:
             trained, frozen = self._split(params)
 
-            def loss(trained: Params) -> tuple[Float[Array, ""], Sums]:
-                return objective(*forward(join_params(trained, frozen), batch.rows), batch)
+            def loss(trained: Params) -> tuple[Float[Array, ""], tuple[Sums, Array]]:
+                values, entropy = forward(join_params(trained, frozen), batch.rows)
+                total, sums = objective(values, entropy, batch)
+                return total, (sums, values)
 
-            part, sums = jax.grad(loss, has_aux=True)(trained)
-            return jax.tree.map(lambda total, new: total + new.astype(jnp.float32), gradients, part), sums
+            part, (sums, values) = jax.grad(loss, has_aux=True)(trained)
+            return jax.tree.map(lambda total, new: total + new.astype(jnp.float32), gradients, part), sums, values
 
         def apply(state: TrainState, gradients: Params, rate: Array, step: Array) -> tuple[TrainState, Array]:
             clipped, norm = clip_by_global_norm(gradients, grad_clip)
@@ -262,7 +266,9 @@ class Programs:
         self.zeros = jax.jit(zeros, out_shardings=gradient_shardings)
         self.logprobs = jax.jit(guard.watch(f"{name}.logprobs", logprobs), out_shardings=(self.rows_sharding, whole))
         self.accumulate = jax.jit(
-            guard.watch(f"{name}.accumulate", accumulate), out_shardings=(gradient_shardings, whole), donate_argnums=1
+            guard.watch(f"{name}.accumulate", accumulate),
+            out_shardings=(gradient_shardings, whole, self.rows_sharding),
+            donate_argnums=1,
         )
         self._apply = jax.jit(
             guard.watch(f"{name}.apply", apply), out_shardings=(self._state_shardings, whole), donate_argnums=0
@@ -292,7 +298,7 @@ class Programs:
         gradients = self.zeros()
         for shape in shapes:
             nothing = batch(empty_plan(shape, rows, self._patch_kind))
-            gradients, _ = self.accumulate(state.params, gradients, nothing)
+            gradients, *_ = self.accumulate(state.params, gradients, nothing)
             self.logprobs(state.params, nothing)
         return self.apply(state, gradients, np.float32(np.nan), np.int32(0))[0]
 

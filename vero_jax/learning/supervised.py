@@ -116,7 +116,7 @@ class SupervisedLearner:
         gradients = self.programs.zeros()
         parts = []
         for index in range(plan.micro_batches):
-            gradients, sums = self.programs.accumulate(state.params, gradients, self._batch(plan, index))
+            gradients, sums, _ = self.programs.accumulate(state.params, gradients, self._batch(plan, index))
             parts.append(sums)
         rate = self.rate(step)
         state, norm = self.programs.apply(state, gradients, np.float32(rate), np.int32(step))

@@ -170,24 +170,25 @@ class Learner:
         report = _Report(self.rate(step))
         old: list[list[Array] | None] = []
         for number, plan in enumerate(plans):
-            # The first update of a single epoch starts from the parameters of the whole step: its own pass will do.
-            own_pass = number == 0 and actor.ppo_epochs == 1 and actor.old_logprobs == "first_pass"
+            # The first update starts from the parameters of the whole step: its own pass gives what later epochs need.
+            own_pass = number == 0 and actor.old_logprobs == "first_pass"
             recompute = actor.old_logprobs != "sampler" and not own_pass
             old.append(self._pass_over(state.params, plan, report) if recompute else None)
-        on_policy = actor.old_logprobs == "first_pass" and actor.ppo_epochs == 1
         references = [self._pass_over(reference, plan) if self.needs_reference else None for plan in plans]
         updates = 0
         for _ in range(actor.ppo_epochs):
             for number, plan in enumerate(plans):
-                gradients = self.programs.zeros()
+                gradients, first, own = self.programs.zeros(), updates == 0, []
+                on_policy = first and actor.old_logprobs == "first_pass"
                 for index in range(plan.micro_batches):
                     seeds = seed, step, updates
-                    batch = self._batch(
-                        plan, index, old[number], references[number], seeds, on_policy=on_policy and number == 0
-                    )
-                    gradients, sums = self.programs.accumulate(state.params, gradients, batch)
+                    batch = self._batch(plan, index, old[number], references[number], seeds, on_policy=on_policy)
+                    gradients, sums, values = self.programs.accumulate(state.params, gradients, batch)
+                    own.append(values)
                     # Parameters are those of the start of the step in the first update only.
-                    report.add(plan, sums, first=updates == 0, policy=updates == 0 and old[number] is None)
+                    report.add(plan, sums, first=first, policy=first and old[number] is None)
+                if on_policy:
+                    old[number] = own
                 # A mini-batch without any gradient still is an update: moments fade and weights decay.
                 state, norm = self.programs.apply(state, gradients, np.float32(report.rate), np.int32(step))
                 report.add_update(plan, norm)

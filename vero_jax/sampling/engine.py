@@ -61,7 +61,7 @@ class GenerationStats:
     def metrics(self) -> dict[str, float]:
         """What a step reports."""
         return {
-            "rollout/tokens_per_s": self.tokens_per_s,
+            "perf/rollout_tokens_per_s": self.tokens_per_s,
             "rollout/useful_share": self.useful_share,
             "rollout/rounds": float(self.rounds),
             "rollout/prefill_calls": float(self.prefill_calls),
