@@ -1,6 +1,6 @@
-"""Pallas kernels of attention: `tpu` (Mosaic) and `gpu` (Triton). `models/attention.py` says when they are used.
+"""How attention is computed: `blockwise` by XLA on every platform, `tpu` (Mosaic) and `gpu` (Triton) by Pallas kernels.
 
-Both modules have the same two functions:
+`models/attention.py` says which of them is used when. The two modules of kernels have the same two functions:
 
     forward(q, k, v, labels, pairs, interpret) -> out, lse
     backward(q, k, v, labels, pairs, out, lse, d_out, interpret) -> d_q, d_k, d_v

@@ -131,7 +131,8 @@ def backward(
         key, key_index = _labels(labels, j * size, size)
 
         def add(step: Any, carry: tuple) -> tuple:
-            head, start = step % J, table[j, step // J] * size
+            # Not % and //: their rules for negative numbers do not lower.
+            head, start = jax.lax.rem(step, jnp.int32(J)), table[j, jax.lax.div(step, jnp.int32(J))] * size
             for offset in range(0, size, part):
                 k_sums, v_sums = carry
                 at = pl.ds(start + offset, part)

@@ -182,7 +182,8 @@ class _Specs:
 
 
 def _parameters(axes: int) -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(dimension_semantics=("parallel",) * 2 + ("arbitrary",) * (axes - 2))
+    semantics = [pltpu.PARALLEL] * 2 + [pltpu.ARBITRARY] * (axes - 2)
+    return pltpu.CompilerParams(dimension_semantics=semantics)
 
 
 def _step(steps: Any, counts: Any) -> tuple[Any, Any, Any, Any, Any]:
