@@ -101,6 +101,16 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
+def keep(rows: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
+    """Writes the rows to a file that may hold others already, and gives all of them in the order of the works."""
+    file = Path(path)
+    held = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    found = {row["work"]: row for row in [*held, *rows]}
+    ordered = [found[name] for name in WORKS if name in found]
+    file.write_text(json.dumps({"rows": ordered}, indent=1), encoding="utf-8")
+    return ordered
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON; the table goes to standard error")
@@ -108,6 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ours-only", action="store_true", help="leave the peers out")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that the script works")
+    parser.add_argument(
+        "--report", metavar="JSON", help="keep what is measured in this file, and what it held of others"
+    )
     parser.add_argument("--plot", metavar="PNG", help="draw the ratios")
     args = parser.parse_args(argv)
     installed = args.peer_python != sys.executable or importlib.util.find_spec("trl") is not None
@@ -118,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.only:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         rows.append(measure(name, toy=args.toy, with_peer=with_peer, peer_python=args.peer_python))
+        if args.report:
+            rows = keep(rows, args.report)
     if args.plot:
         plot(rows, args.plot)
     machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}

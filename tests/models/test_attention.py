@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vero_jax.models.attention import decode_attention, segment_attention, shared_prefix_attention
+from vero_jax.models.attention import segment_attention, shared_prefix_attention
 
 
 def plain(q, k, v, mask):
@@ -127,35 +127,3 @@ def test_no_array_is_tokens_by_tokens():
         return shared_prefix_attention(q, k, v, labels, labels, 128).sum()
 
     assert _largest_array(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, k, v).jaxpr) < length * length // 8
-
-
-def test_decode_equals_plain():
-    groups, samples, kv_heads, heads, size, prompt, room, step = 3, 4, 2, 6, 8, 10, 7, 3
-    rng = np.random.default_rng(7)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    q, k, v = draw(groups, samples, heads, size), *(draw(groups, samples, kv_heads, size) for _ in range(2))
-    prompt_k, prompt_v = (draw(groups, kv_heads, prompt, size) for _ in range(2))
-    past_k, past_v = (draw(groups, samples, kv_heads, room, size) for _ in range(2))
-    lengths = np.array([10, 4, 1], np.int32)
-    got = decode_attention(q, k, v, prompt_k, prompt_v, jnp.asarray(lengths), past_k, past_v, jnp.int32(step))
-    for group in range(groups):
-        length = lengths[group]
-        for sample in range(samples):
-            keys, values = (
-                jnp.concatenate((p[group, :, :length], o[group, sample, :, :step], n[group, sample, :, None]), 1)
-                for p, o, n in ((prompt_k, past_k, k), (prompt_v, past_v, v))
-            )
-            one = lambda x: x.transpose(1, 0, 2)[None]  # noqa: E731
-            mask = jnp.ones((1, 1, keys.shape[1]), bool)
-            want = plain(q[group, sample][None, None], one(keys), one(values), mask)[0, 0]
-            np.testing.assert_allclose(got[group, sample], want, atol=1e-5)
-
-
-def test_decode_ignores_what_lies_after_the_step():
-    rng = np.random.default_rng(8)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    args = [draw(1, 2, 2, 4), draw(1, 2, 1, 4), draw(1, 2, 1, 4), draw(1, 1, 5, 4), draw(1, 1, 5, 4), jnp.array([5])]
-    past = draw(1, 2, 1, 6, 4)
-    clean = decode_attention(*args, past, past, jnp.int32(2))
-    dirty = past.at[..., 2:, :].set(1e4)
-    np.testing.assert_array_equal(clean, decode_attention(*args, dirty, dirty, jnp.int32(2)))

@@ -25,7 +25,7 @@ from vero_jax.learning.metrics import mismatch_sums
 from vero_jax.learning.packing import Costs, RowShape, empty_plan, token_costs
 from vero_jax.learning.rows import RowPlan, Rows, Signals
 from vero_jax.learning.schedule import clip_by_global_norm, descend
-from vero_jax.models.attention import shared_prefix_attention
+from vero_jax.models.attention import on_mesh, shared_prefix_attention
 from vero_jax.models.head import token_logprobs
 from vero_jax.models.lora import is_lora
 from vero_jax.models.policy import ModelDef, ParamPath, join_params, split_params
@@ -153,7 +153,7 @@ def model_forward(
       mesh: where rows and parameters lie, so that each device computes its own part of the vocabulary.
     """
 
-    def forward(params: Params, rows: Rows) -> tuple[Float32[Array, "B U"], Float32[Array, "B U"]]:
+    def compute(params: Params, rows: Rows) -> tuple[Float32[Array, "B U"], Float32[Array, "B U"]]:
         model = model_def.bind(params)
         tokens = rows.tokens
         features = None if rows.vision is None else model.encode_images(rows.vision)
@@ -174,6 +174,10 @@ def model_forward(
             mesh=mesh,
         )
         return logprobs.reshape(rows.targets.shape), entropy.reshape(rows.targets.shape)
+
+    def forward(params: Params, rows: Rows) -> tuple[Float32[Array, "B U"], Float32[Array, "B U"]]:
+        with on_mesh(mesh):
+            return compute(params, rows)
 
     return forward
 
@@ -229,9 +233,7 @@ class Programs:
             values, entropy = forward(params, batch.rows)
             return values, policy_sums(values, entropy, batch, entropy_mode)
 
-        def accumulate(
-            params: Params, gradients: Params, batch: Batch
-        ) -> tuple[Params, Sums, Float32[Array, "B U"]]:
+        def accumulate(params: Params, gradients: Params, batch: Batch) -> tuple[Params, Sums, Float32[Array, "B U"]]:
             trained, frozen = self._split(params)
 
             def loss(trained: Params) -> tuple[Float[Array, ""], tuple[Sums, Array]]:

@@ -159,6 +159,7 @@ class Engine:
         vocab = model_def.config.text.vocab_size
         self._programs = Programs(
             model_def=model_def,
+            mesh=mesh,
             stop_ids=tuple(sorted(self.stop_ids)),
             banned_ids=tuple(sorted({int(i) for i in banned_ids if i < vocab} - self.stop_ids)),
             prefill_chunk=rollout.prefill_chunk,

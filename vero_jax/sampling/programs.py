@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
 
-from vero_jax.models.attention import shared_prefix_attention
+from vero_jax.models.attention import on_mesh, shared_prefix_attention
 from vero_jax.models.choice import SEEN_IN_PROMPT, Choice, Warping, choose_tokens
 from vero_jax.models.decode_attention import (
     PageTable,
@@ -64,6 +65,7 @@ class Programs:
     """
 
     model_def: ModelDef
+    mesh: Mesh
     stop_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
     prefill_chunk: int
@@ -76,6 +78,13 @@ class Programs:
         self, params: Any, vision: VisionInputs | None, tokens: TokenInputs, rows: PromptRows, prompts: Prompts
     ) -> Prompts:
         """Reads whole prompts, one per row, padded on the right, and puts their keys into pages."""
+        with on_mesh(self.mesh):
+            reading = self._read(params, vision, tokens, rows.lengths)
+        return self.store(prompts, reading, tokens.token_ids, rows)
+
+    def _read(
+        self, params: Any, vision: VisionInputs | None, tokens: TokenInputs, lengths: Int32[Array, "G"]
+    ) -> Reading:
         model = self.model_def.bind(params)
         features = None if vision is None else model.encode_images(vision)
         image_index = None if vision is None else tokens.image_index
@@ -86,12 +95,13 @@ class Programs:
             return out, (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
         hidden, (k, v) = model.decode(x, tokens.positions, attend, None, features, image_index)
-        final = jnp.take_along_axis(hidden, (rows.lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.store(prompts, Reading(k, v, final), tokens.token_ids, rows)
+        final = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return Reading(k, v, final)
 
     def encode(self, params: Any, vision: VisionInputs) -> ImageFeatures:
         """Images of long prompts, once for all of their chunks."""
-        return self.model_def.bind(params).encode_images(vision)
+        with on_mesh(self.mesh):
+            return self.model_def.bind(params).encode_images(vision)
 
     def read_chunk(
         self,
