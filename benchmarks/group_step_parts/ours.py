@@ -189,7 +189,7 @@ def compilations(work: Work, sizes: dict[str, Any]) -> dict[str, Any]:
     jax.monitoring.register_event_duration_secs_listener(listen)
     bucket, patches = -(-work.prompt_tokens // 8) * 8, (work.image // 16) ** 2
     bench = Bench(
-        work, sizes, prompt_buckets=(bucket // 2, bucket), patch_buckets=(patches // 4, patches), response_page=16
+        work, sizes, prompt_buckets=(bucket // 2, bucket), patch_buckets=(patches // 16 * 4, patches), response_page=16
     )
     params = bench.state.params
     bench.engine.warm_up(params, n=work.samples, max_new_tokens=work.new_tokens, sampling=SamplingConfig())

@@ -43,7 +43,7 @@ from vero_jax.models.kernels.blockwise import (
 from vero_jax.models.layers import keep
 from vero_jax.parallel.mesh import ROW_AXES
 
-Implementation = Literal["auto", "xla", "pallas"]
+Implementation = Literal["auto", "xla", "pallas", "tpu_interpreted", "gpu_interpreted"]
 
 
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
@@ -85,8 +85,8 @@ def shared_prefix_attention(
 
     Args:
       block: tokens per block. Rows of at most so many tokens are one dense block.
-      implementation: "xla", "pallas" (the kernel of the platform, else XLA), or "auto": the kernels where
-        `kernels_fit` and `on_mesh` says which devices there are.
+      implementation: "xla"; "pallas", the kernels of the platform, where it has some; "auto", these where `kernels_fit`
+        and `on_mesh` says which devices there are; or the kernels of one platform, interpreted, which is slow.
 
     Raises:
       UserError: the kernels are asked for and don't suit the shapes.
@@ -153,7 +153,7 @@ def _attend(
     K = k.shape[2]
     mesh = jax.sharding.get_abstract_mesh()
     fits = kernels_fit(q, k, block)
-    if implementation == "pallas" and not fits:
+    if implementation not in ("auto", "xla") and not fits:
         raise UserError(f"attention kernels don't suit q {q.shape}, k {k.shape} of {q.dtype} in blocks of {block}")
     q = (q * C**-0.5).reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -164,10 +164,10 @@ def _attend(
         widths = ((0, 0),) * 2 + ((0, padding), (0, 0))
         labels = tuple(jnp.pad(label, ((0, 0), (0, padding))) for label in labels)
         q, k, v = jnp.pad(q, ((0, 0), *widths)), jnp.pad(k, widths), jnp.pad(v, widths)
-        if implementation == "pallas" or (implementation == "auto" and fits and not mesh.empty):
+        if fits and (implementation not in ("auto", "xla") or (implementation == "auto" and not mesh.empty)):
             # Inside another shard_map every device has its own rows and heads already.
             whole = mesh.empty or mesh.size == 1 or bool(mesh.manual_axes)
-            kernels = _Kernels(visible, block_visible, block)
+            kernels = _Kernels(visible, block_visible, block, implementation)
             out = _kernels(q, k, v, labels, kernels, None if whole else mesh)[..., :T, :]
         else:
             table = block_table(labels, block_visible, block)
@@ -179,13 +179,17 @@ def _attend(
 class _Kernels:
     """The forward and backward pass of one rule, each settled by the platform when the program is lowered.
 
-    Equal objects share traces. `interpret` runs the kernel of one platform ("tpu" or "gpu") step by step on any.
+    Equal objects share traces.
     """
 
     visible: Visible
     block_visible: Callable[..., Array]
     block: int
-    interpret: Literal["tpu", "gpu"] | None = None
+    implementation: Implementation
+
+    @property
+    def interpreted(self) -> bool:
+        return self.implementation in ("tpu_interpreted", "gpu_interpreted")
 
     def forward(self, q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
         def xla(q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
@@ -194,7 +198,7 @@ class _Kernels:
 
         def kernel(module: Any, size: int, q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
             pairs = block_pairs(labels, self.block_visible, size)
-            return module.forward(q, k, v, jnp.stack(labels, 1), pairs, bool(self.interpret))
+            return module.forward(q, k, v, jnp.stack(labels, 1), pairs, self.interpreted)
 
         return self._select(xla, kernel, q, k, v, labels)
 
@@ -208,7 +212,7 @@ class _Kernels:
 
         def kernel(module: Any, size: int, q: Array, k: Array, v: Array, labels: Labels, *rest: Array) -> tuple:
             pairs = block_pairs(labels, self.block_visible, size)
-            return module.backward(q, k, v, jnp.stack(labels, 1), pairs, *rest, bool(self.interpret))
+            return module.backward(q, k, v, jnp.stack(labels, 1), pairs, *rest, self.interpreted)
 
         return self._select(xla, kernel, q, k, v, labels, out, lse, d_out)
 
@@ -217,9 +221,11 @@ class _Kernels:
             "tpu": functools.partial(kernel, tpu, math.gcd(self.block, _TPU_BLOCK)),
             "gpu": functools.partial(kernel, gpu, gpu.BLOCK),
         }
-        if self.interpret:
-            return ways[self.interpret](*operands)
-        return jax.lax.platform_dependent(*operands, tpu=ways["tpu"], cuda=ways["gpu"], default=xla)
+        if self.interpreted:
+            return ways[self.implementation.removesuffix("_interpreted")](*operands)
+        # float32 blocks overflow the shared memory of an H200, and smaller ones compile for minutes.
+        cuda = ways["gpu"] if operands[0].dtype == jnp.bfloat16 else xla
+        return jax.lax.platform_dependent(*operands, tpu=ways["tpu"], cuda=cuda, default=xla)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

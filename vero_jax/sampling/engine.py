@@ -338,6 +338,7 @@ class Engine:
             lanes=per_shard,
             prompts=prompts,
             readers=readers,
+            whole_pools=self.mesh.devices.flat[0].platform == "gpu",
             prompt_page=rollout.prompt_page,
             response_page=rollout.response_page,
             prompt_pages=pages(

@@ -127,6 +127,8 @@ class Sizes:
     penalties: bool = False
     warped_logprobs: bool = False
     alternatives: int = 0
+    whole_pools: bool = False
+    """Whether attention goes over all pages at once, used or not."""
 
     def lane_rungs(self) -> tuple[int, ...]:
         """Numbers of lanes that there are programs for, falling: the last responses move together."""
@@ -136,7 +138,12 @@ class Sizes:
         return tuple(rungs)
 
     def page_chunk(self, pages: int, page: int) -> int:
-        """Pages per step of attention: a sixteenth of the pool, but no fewer than 512 tokens."""
+        """Pages per step of attention: a sixteenth of the pool, but no fewer than 512 tokens.
+
+        On a GPU all of them: every turn of a loop there waits for the host, which costs more than unused pages.
+        """
+        if self.whole_pools:
+            return pages
         return min(pages, max(-(-pages // 16), -(-512 // page)))
 
 
