@@ -92,3 +92,11 @@ def test_a_decode_step_reads_weights_once_and_each_prompt_once(gpu_policy: Any) 
     found = gpu_policy.step_bytes(config, 16, 100, 7.0)
     assert found["shared"] == weights + (2 * 100 + 16 * 7) * per_token
     assert found["read_per_lane"] == weights + 16 * (100 + 7) * per_token
+
+
+def test_the_group_step_prints_its_rows() -> None:
+    report = run_script("group_step.py", "--toy", "--ours-only", "--json", "--only", "sampling_64")
+    (row,) = report["rows"]
+    assert set(row) >= {"work", "ours_s", "peer", "peer_s", "ratio", "phases"}
+    assert row["work"] == "sampling_64" and row["ours_s"] > 0 and row["ratio"] is None
+    assert row["phases"]["ours"]["tokens_per_s"] > 0

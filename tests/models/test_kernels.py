@@ -145,7 +145,9 @@ def test_the_platform_that_is_lowered_for_chooses():
     h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     v5e = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
     for dtype in ("bfloat16", "float32"):
-        assert lowered("cuda", h100, dtype=dtype).count("custom_call @__gpu$xla.gpu.triton") == 3
+        # float32 blocks do not fit a GPU's shared memory: there XLA's version runs.
+        kernels = 3 if dtype == "bfloat16" else 0
+        assert lowered("cuda", h100, dtype=dtype).count("custom_call @__gpu$xla.gpu.triton") == kernels
         assert lowered("tpu", v5e, dtype=dtype).count("custom_call @tpu_custom_call") == 3
     assert "custom_call" not in lowered("cpu", None)
     assert "custom_call" not in lowered("tpu", v5e, implementation="xla")

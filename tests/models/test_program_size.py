@@ -13,10 +13,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from tiny_vl import tiny_config
 
 from vero_jax.data.geometry import mrope_positions
-from vero_jax.models.layers import Remat
 from vero_jax.learning.programs import model_forward
 from vero_jax.learning.rows import RowPlan, Rows
 from vero_jax.models.config import ModelConfig
+from vero_jax.models.layers import Remat
 from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.trace_guard import TraceGuard, UnexpectedTraceError
 from vero_jax.types import Example, Group, Prompt, Response
