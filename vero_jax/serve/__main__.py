@@ -164,9 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         name=args.model_name or Path(args.folder).name,
         read=processor.chat,
         decode=processor.decode,
+        spell=lambda token: processor.tokenizer.decode([token], skip_special_tokens=False),
         sampling=sampling,
         max_tokens=args.max_tokens,
-        default_tokens=args.default_tokens,
+        default_tokens=min(args.default_tokens, args.max_tokens),
         api_key=key,
     )
     try:

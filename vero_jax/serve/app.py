@@ -16,14 +16,23 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from vero_jax.config import SamplingConfig
 from vero_jax.data.chat import PromptError
 from vero_jax.errors import CountedError, UserError
 from vero_jax.sampling.inputs import sample_keys
 from vero_jax.sampling.session import Drawn, Request
-from vero_jax.serve.protocol import ChatRequest, RequestError, completion, new_id, parse_request, usage
-from vero_jax.serve.text import TextStream
+from vero_jax.serve.protocol import (
+    ChatRequest,
+    RequestError,
+    check_images,
+    completion,
+    new_id,
+    parse_request,
+    usage,
+)
+from vero_jax.serve.text import REPLACEMENT, TextStream
 from vero_jax.serve.worker import DeviceWorker, Full, Gone, Ticket
 from vero_jax.types import Prompt
 
@@ -34,13 +43,17 @@ class ServedModel:
 
     Attributes:
       read: chat turns to a prompt; runs in a thread beside the event loop.
-      decode: token ids to text.
-      max_tokens: most tokens of an answer, and how many there are when the request does not say.
+      decode: token ids to text, control tokens left out.
+      spell: one token to text, control tokens too.
+      max_tokens: most tokens of an answer.
+      default_tokens: the same where a request does not say.
+      max_body: most bytes of a request.
     """
 
     name: str
     read: Callable[[Sequence[Any]], Prompt]
     decode: Callable[[Sequence[int]], str]
+    spell: Callable[[int], str]
     sampling: SamplingConfig
     max_tokens: int
     default_tokens: int
@@ -67,9 +80,7 @@ def make_app(model: ServedModel, worker: DeviceWorker) -> Starlette:
         wanted = parse_request(body, model.sampling, model.name)
         prompt, drawn, ticket = await _ask(model, worker, wanted)
         if wanted.stream:
-            return StreamingResponse(
-                _events(model, worker, wanted, prompt, drawn, ticket), media_type="text/event-stream"
-            )
+            return Stream(_events(model, worker, wanted, prompt, drawn, ticket), lambda: worker.cancel(ticket))
         return await _whole(model, worker, wanted, prompt, drawn, ticket, request)
 
     async def models(_: HttpRequest) -> Response:
@@ -84,6 +95,9 @@ def make_app(model: ServedModel, worker: DeviceWorker) -> Starlette:
             raise error
         headers = {"Retry-After": "1"} if error.status == 503 else None
         return JSONResponse(error.body(), error.status, headers)
+
+    async def failed(_: HttpRequest, __: Exception) -> Response:
+        return JSONResponse(RequestError("the server has made a mistake; its log has more", status=500).body(), 500)
 
     async def left(_: HttpRequest, __: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
@@ -108,8 +122,28 @@ def make_app(model: ServedModel, worker: DeviceWorker) -> Starlette:
             Route("/v1/models", guarded(models)),
             Route("/health", health),
         ],
-        exception_handlers={RequestError: refused, ClientDisconnect: left, 404: unknown, 405: unknown},
+        exception_handlers={
+            RequestError: refused,
+            ClientDisconnect: left,
+            404: unknown,
+            405: unknown,
+            Exception: failed,
+        },
     )
+
+
+class Stream(StreamingResponse):
+    """Server-sent events; `ended` is called however the exchange ends, also when no event was ever asked for."""
+
+    def __init__(self, events: AsyncIterator[str], ended: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 async def _json(request: HttpRequest, limit: int) -> Any:
@@ -133,14 +167,21 @@ async def _ask(
     Raises:
       RequestError: it cannot be read, or cannot wait.
     """
+    limit = model.default_tokens if wanted.max_tokens is None else wanted.max_tokens
+    if limit > model.max_tokens:
+        raise RequestError(f"max_tokens {limit} is more than this server draws, {model.max_tokens}", param="max_tokens")
+
+    def read() -> Prompt:
+        check_images(wanted.messages)
+        return model.read(wanted.messages)
+
     try:
-        prompt = await asyncio.to_thread(model.read, wanted.messages)
+        prompt = await asyncio.to_thread(read)
     except (PromptError, CountedError, UserError) as error:
         raise RequestError(str(error), param="messages") from error
     seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
     # The same seed gives the same answer to the same question, whatever else is asked: keys know nothing of others.
     keys = sample_keys([prompt], wanted.n, seed, 0)[0]
-    limit = min(wanted.max_tokens or model.default_tokens, model.max_tokens)
     loop, drawn = asyncio.get_running_loop(), asyncio.Queue[Drawn | Exception]()
 
     def deliver(event: Drawn | Exception) -> None:
@@ -181,9 +222,11 @@ async def _pieces(
                 continue
             ids = event.token_ids.tolist()
             shown = ids[:-1] if event.stop_reason == "stop" else ids
-            new = choice.stream.add(shown, last=event.stop_reason is not None)
-            choice.text, choice.tokens = choice.text + new, choice.tokens + len(ids)
-            entries = _logprobs(model, event, len(shown), wanted.top_logprobs) if wanted.logprobs else []
+            new, used = _add(choice.stream, shown, last=event.stop_reason is not None, each=bool(wanted.stop))
+            # What a round drew behind a stop text counts for nothing: it depends on who else was in the round.
+            choice.tokens += used if choice.stream.stopped else len(ids)
+            choice.text += new
+            entries = _logprobs(model, event, used, wanted.top_logprobs) if wanted.logprobs else []
             choice.logprobs += entries
             if choice.stream.stopped:
                 choice.finish = "stop"
@@ -193,6 +236,22 @@ async def _pieces(
     finally:
         # Also when the client has gone, or a stop text came before the policy's own end.
         worker.cancel(ticket)
+
+
+def _add(stream: TextStream, ids: Sequence[int], *, last: bool, each: bool) -> tuple[str, int]:
+    """The new text, and how many of the tokens it took; all, unless a stop text came in one of them.
+
+    Args:
+      each: whether to give the tokens one by one, which tells where the stop text ended.
+    """
+    if not each or not ids:
+        return stream.add(ids, last=last), len(ids)
+    text = ""
+    for place, token in enumerate(ids, start=1):
+        text += stream.add([token], last=last and place == len(ids))
+        if stream.stopped:
+            return text, place
+    return text, len(ids)
 
 
 async def _whole(
@@ -268,8 +327,10 @@ async def _events(
 
 def _logprobs(model: ServedModel, event: Drawn, shown: int, alternatives: int) -> list[dict[str, Any]]:
     def entry(token: int, value: float) -> dict[str, Any]:
-        text = model.decode([token])
-        return {"token": text, "logprob": max(float(value), -9999.0), "bytes": list(text.encode())}
+        text = model.spell(token)
+        # A part of a character has no text of its own, and a decoder's replacement is not its bytes.
+        spelled = None if REPLACEMENT in text else list(text.encode())
+        return {"token": text, "logprob": max(float(value), -9999.0), "bytes": spelled}
 
     entries = []
     for place in range(shown):

@@ -9,15 +9,22 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import io
 import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
+
 from vero_jax.config import SamplingConfig
 
 MOST_SAMPLES, MOST_STOPS, MOST_ALTERNATIVES = 128, 4, 20
+MOST_PIXELS = 100_000_000
+"""Of a stored image. Training reads larger ones; strangers could have a server decode gigabytes from a small file."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""Pillow knows many more, some of which start other programs (EPS)."""
 _DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]+;base64,(?P<data>.*)", re.DOTALL)
 _IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 _KNOWN = _IGNORED | {
@@ -72,18 +79,19 @@ def parse_request(body: Any, default: SamplingConfig, model: str) -> ChatRequest
         raise RequestError("the body must be a JSON object")
     for name in body:
         if name not in _KNOWN:
-            raise RequestError(f"the field {name!r:.60} is not supported", param=str(name)[:60])
+            raise RequestError(f"the field {name!r:.60} is not supported", param=ascii(name)[1:-1][:60])
     if body.get("model") is not None and body["model"] != model:
         raise RequestError(
             f"the model {body['model']!r:.80} does not exist here; this server has {model!r}",
             param="model", status=404, code="model_not_found",
         )  # fmt: skip
     _check_format(body.get("response_format"))
-    if body.get("chat_template_kwargs") not in (None, {}, {"enable_thinking": False}):
+    if body.get("chat_template_kwargs") not in (None, {}):
         raise RequestError("chat_template_kwargs are not supported", param="chat_template_kwargs")
-    options = body.get("stream_options") or {}
+    options = {} if body.get("stream_options") is None else body["stream_options"]
     if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
         raise RequestError("stream_options may hold include_usage only", param="stream_options")
+    include_usage = _flag(options, "include_usage")
     logprobs = _flag(body, "logprobs")
     top_logprobs = int(_number(body, "top_logprobs", 0, 0, MOST_ALTERNATIVES, whole=True))
     if top_logprobs and not logprobs:
@@ -106,7 +114,7 @@ def parse_request(body: Any, default: SamplingConfig, model: str) -> ChatRequest
         stop=_stops(body.get("stop")),
         seed=None if body.get("seed") is None else int(_number(body, "seed", 0, -(2**63), 2**64, whole=True)),
         stream=_flag(body, "stream"),
-        include_usage=bool(options.get("include_usage")),
+        include_usage=include_usage,
         logprobs=logprobs,
         top_logprobs=top_logprobs,
     )
@@ -123,7 +131,7 @@ def _check_format(wanted: Any) -> None:
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:
     value = body.get(name)
-    if value not in (None, True, False) or (isinstance(value, int) and not isinstance(value, bool)):
+    if value is not None and not isinstance(value, bool):
         raise RequestError(f"{name} must be true or false", param=name)
     return bool(value)
 
@@ -143,10 +151,19 @@ def _number(
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value or []
+    stops = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
         raise RequestError(f"stop must be a text or a list of at most {MOST_STOPS} texts", param="stop")
-    return tuple(stops)
+    return tuple(_text("stop", stop) for stop in stops)
+
+
+def _text(where: str, text: str) -> str:
+    """The text, if it is one: JSON can hold halves of surrogate pairs, which no encoding and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{where} holds half a character (a lone surrogate)", param=where) from error
+    return text
 
 
 def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -171,7 +188,7 @@ def _turn(number: int, turn: Any) -> Mapping[str, Any]:
 def _part(where: str, part: Any) -> Mapping[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+        return {"type": "text", "text": _text(where, part["text"])}
     if kind != "image_url":
         raise RequestError(f"{where} must be of type text or image_url", param=where)
     held = part.get("image_url")
@@ -186,6 +203,34 @@ def _part(where: str, part: Any) -> Mapping[str, Any]:
         return {"type": "image", "image": base64.b64decode(match["data"], validate=True)}
     except (binascii.Error, ValueError) as error:
         raise RequestError(f"{where} holds broken base64 ({error})", param=where) from error
+
+
+def check_images(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Reads the headers of a request's images; their pixels are decoded later.
+
+    Args:
+      messages: of a `ChatRequest`.
+
+    Raises:
+      RequestError: one is of no format that is taken, or too large.
+    """
+    for number, turn in enumerate(messages):
+        for place, part in enumerate(turn["content"]):
+            if part["type"] == "image":
+                _check_image(f"messages[{number}].content[{place}]", part["image"])
+
+
+def _check_image(where: str, data: bytes) -> None:
+    too_large = RequestError(f"{where} is an image of more than {MOST_PIXELS:,} pixels", param=where)
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise too_large from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # each a way in which a plugin rejects a file
+        raise RequestError(f"{where} is no image of type {', '.join(IMAGE_FORMATS)}", param=where) from error
+    if width * height > MOST_PIXELS:
+        raise too_large
 
 
 def new_id() -> str:

@@ -88,7 +88,8 @@ class DeviceWorker:
             if self._count >= self._max_waiting:
                 raise Full(f"{self._count} requests are on their way already; try again later")
             self._count += 1
-        self._inbox.put(("submit", ticket))
+            # Under the lock: a thread that is closing or failing looks into the inbox once more after it has said so.
+            self._inbox.put(("submit", ticket))
 
     def cancel(self, ticket: Ticket) -> None:
         """Nobody waits for this request any more. From any thread, also when it has ended."""
