@@ -29,13 +29,14 @@ from tests.rewards.judge_endpoint import (
     text,
     wire,
 )
-from vero_jax.config import AlgorithmConfig, RewardConfig, SamplingConfig
+from vero_jax.config import AlgorithmConfig, RewardConfig, RolloutConfig, SamplingConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.advantages import add_advantages
 from vero_jax.rewards import judge_pool
 from vero_jax.rewards.judge_pool import Judgement, JudgePool, judged_score
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rollout import check_missing, rollout
+from vero_jax.sampling.engine import GenerationStats
 from vero_jax.types import Example, Group, Prompt, Response, Score
 
 __all__ = ["endpoint"]  # a fixture
@@ -296,7 +297,8 @@ class FakeEngine:
 
     def __init__(self, groups: Sequence[Group], seconds: float = 0.0) -> None:
         self.groups, self.seconds = groups, seconds
-        self.stats = type("Stats", (), {"response_tokens": 0})()
+        self.stats = GenerationStats()
+        self.rollout = RolloutConfig()
         self.ended = 0.0
 
     def generate(self, *_: Any, **__: Any) -> Iterator[tuple[int, Group]]:
