@@ -18,14 +18,19 @@ from vero_jax.models.released import released_config
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def run_script(name: str, *args: str) -> dict[str, Any]:
-    """The JSON that a script prints, run as a user runs it, on one device and not on the eight of other tests."""
+def printed(name: str, *args: str) -> list[str]:
+    """The lines that a script prints, run as a user runs it, on one device and not on the eight of other tests."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name), *args], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return done.stdout.strip().splitlines()
+
+
+def run_script(name: str, *args: str) -> dict[str, Any]:
+    """The JSON that a script prints."""
+    return json.loads(printed(name, *args)[-1])
 
 
 @pytest.fixture
@@ -100,3 +105,12 @@ def test_the_group_step_prints_its_rows() -> None:
     assert set(row) >= {"work", "ours_s", "peer", "peer_s", "ratio", "phases"}
     assert row["work"] == "sampling_64" and row["ours_s"] > 0 and row["ratio"] is None
     assert row["phases"]["ours"]["tokens_per_s"] > 0
+
+
+def test_the_table_of_decoding_has_a_line_per_way_of_choosing() -> None:
+    title, header, *lines = printed(
+        "bench_decode.py", "--groups", "2", "--n", "2", "--tokens", "6", "--vocab", "64", "--hidden", "32"
+    )
+    assert "2 groups x 2 samples x 6 tokens" in title and header.split()[-1] == "tokens/s"
+    assert [line.split("  ")[0] for line in lines] == ["temperature", "greedy", "top-p 0.9"]
+    assert all(int(line.split()[-3]) >= 6 and float(line.split()[-1]) > 0 for line in lines)

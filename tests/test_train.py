@@ -119,6 +119,17 @@ def test_after_the_first_step_of_a_phase_nothing_is_traced_again(finished):
     assert traces[-1] - traces[0] <= 4
 
 
+def test_a_run_that_compiled_everything_first_traces_nothing_later_and_prints_the_same_numbers(
+    finished, cache, tmp_path
+):
+    run = tmp_path / "warm"
+    output = train(run, cache, "trainer.warm_up=true")
+    for what in ("sampling", "the cold start", "learning"):
+        assert f"compiling what {what} needs" in output
+    assert numbers(run) == numbers(finished)
+    assert len({line["perf/traces"] for line in metrics(run)}) == 1
+
+
 def test_a_run_killed_at_any_point_prints_the_same_numbers_as_one_that_was_not(finished, cache, tmp_path):
     run = tmp_path / "killed"
     process = subprocess.Popen(

@@ -26,7 +26,7 @@ from vero_jax.data.videos import read_frames
 from vero_jax.errors import UserError, friendly
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.lora import adapter_base, adapter_lora, is_adapter, load_adapted
-from vero_jax.models.policy import ModelDef
+from vero_jax.models.policy import ModelDef, Params
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
 from vero_jax.sampling.engine import Engine
@@ -66,25 +66,12 @@ def answer(
     folder, adapter = policy_parts(resolve_checkpoint(folder))
     processor = Processor.from_folder(folder, system_prompt=system)
     prompt = _prompt(processor, question, images, videos)
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    lora = None if adapter is None else adapter_lora(adapter)
-    model_def = ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype, lora=lora)
-    # One prompt has no rows to split, so all devices share the weights.
-    mesh = make_mesh(MeshConfig(data=1, tensor=-1))
-    params = load_adapted(folder, model_def, model_def.shardings(mesh), adapter=adapter or "")
     rollout = RolloutConfig(
         concurrent_responses=n,
         prompt_buckets=(-(-len(prompt.token_ids) // TOKEN_STEP) * TOKEN_STEP,),
         patch_buckets=(-(-len(prompt.patches) // PATCH_STEP) * PATCH_STEP,),
     )
-    engine = Engine(
-        model_def,
-        rollout,
-        mesh,
-        stop_ids=processor.eos_ids,
-        banned_ids=processor.banned_ids,
-        decode=processor.decode,
-    )
+    engine, params = open_engine(folder, adapter, processor, rollout, dtype=dtype)
     ((_, group),) = engine.generate(
         params,
         [prompt],
@@ -95,6 +82,29 @@ def answer(
         max_new_tokens=max_tokens,
     )
     return group.responses
+
+
+def open_engine(
+    folder: Path, adapter: Path | None, processor: Processor, rollout: RolloutConfig, *, dtype: str | None
+) -> tuple[Engine, Params]:
+    """An engine over all devices of this machine, and the weights of a folder.
+
+    Args:
+      folder, adapter: as `policy_parts` gives them.
+      dtype: of weights and activations; None is float32 on a CPU and bfloat16 elsewhere.
+
+    Raises:
+      UserError: the folder cannot be used.
+    """
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    lora = None if adapter is None else adapter_lora(adapter)
+    model_def = ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype, lora=lora)
+    # Few prompts have no rows to split, so all devices share the weights.
+    mesh = make_mesh(MeshConfig(data=1, tensor=-1))
+    engine = Engine(
+        model_def, rollout, mesh, stop_ids=processor.eos_ids, banned_ids=processor.banned_ids, decode=processor.decode
+    )
+    return engine, load_adapted(folder, model_def, model_def.shardings(mesh), adapter=adapter or "")
 
 
 def policy_parts(folder: str | Path) -> tuple[Path, Path | None]:

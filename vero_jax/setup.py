@@ -135,7 +135,10 @@ class System:
     def warm_up_sampler(self, params: Params) -> None:
         """Compiles what training and validation may ask of the engine."""
         rollout, trainer = self.config.rollout, self.config.trainer
-        for n, sampling in ((rollout.n, rollout.sampling), (1, trainer.val_sampling), (1, SamplingConfig())):
+        asked = ((rollout.n, rollout.sampling), (1, trainer.val_sampling), (1, SamplingConfig()))
+        # What differs in numbers only has the same programs.
+        kinds = {(n, sampling.truncates, sampling.has_penalties): (n, sampling) for n, sampling in asked}
+        for n, sampling in kinds.values():
             self.engine.warm_up(params, n=n, max_new_tokens=rollout.max_response_length, sampling=sampling)
 
     def reward_pool(self) -> RewardPool:

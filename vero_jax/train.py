@@ -124,6 +124,9 @@ class Recipe:
     def cold_start(self) -> bool:
         """Supervised steps on the reference solutions. False when told to stop."""
         config = self.config.cold_start
+        if self.config.trainer.warm_up:
+            self.progress.say("compiling what the cold start needs")
+            self.state = self.teacher.warm_up(self.state)
         self.progress.phase("cold_start", config.steps, self.at.phase_step)
         with self.system.questions(config.batch_size, self.at.phase_step) as questions:
             for step in range(self.at.phase_step + 1, config.steps + 1):

@@ -253,6 +253,3 @@ def _by_fill(rows: Sequence[list[Piece]]) -> list[list[Piece]]:
 
 def _up(size: int, step: int) -> int:
     return -(-size // step) * step
-
-
-__all__ = ["Costs", "RowShape", "empty_plan", "pack_rows", "row_shapes", "token_costs"]

@@ -22,7 +22,7 @@ from vero_jax.data.patches import PatchLayout
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import AggregationMode, Totals, aggregate
 from vero_jax.learning.metrics import mismatch_sums
-from vero_jax.learning.packing import Costs, RowShape, empty_plan, token_costs
+from vero_jax.learning.packing import Costs, RowShape, empty_plan, row_shapes, token_costs
 from vero_jax.learning.rows import RowPlan, Rows, Signals
 from vero_jax.learning.schedule import clip_by_global_norm, descend
 from vero_jax.models.attention import on_mesh, shared_prefix_attention
@@ -131,6 +131,12 @@ class TrainablePolicy:
             patch_layout=model_def.config.patch_layout,
             costs=token_costs(params_like, expert_share),
             patch_elements=0 if model_def.config.vision is None else model_def.config.vision.patch_elements,
+        )
+
+    def row_shapes(self, row_length: int, row_patches: int, rungs: int) -> tuple[RowShape, ...]:
+        """The table of `packing.row_shapes`, without patches for a policy that reads none."""
+        return row_shapes(
+            row_length, row_patches if self.patch_elements else 0, rungs, self.patch_layout.patches_per_token
         )
 
     @property

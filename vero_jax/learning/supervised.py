@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from vero_jax.config import ColdStartConfig, OptimConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import Totals, aggregate
-from vero_jax.learning.packing import pack_rows, row_shapes
+from vero_jax.learning.packing import pack_rows
 from vero_jax.learning.programs import Batch, Params, Programs, Sums, TrainablePolicy, TrainState, to_host
 from vero_jax.learning.rows import RowPlan
 from vero_jax.learning.schedule import adamw, learning_rate
@@ -51,8 +51,7 @@ class SupervisedLearner:
     ) -> None:
         self.config, self.mesh = config, mesh
         self._policy, self._rows = policy, rows_per_micro_batch * row_shards(mesh)
-        row_patches = row_patches if policy.patch_elements else 0
-        self.row_shapes = row_shapes(row_length, row_patches, row_rungs, policy.patch_layout.patches_per_token)
+        self.row_shapes = policy.row_shapes(row_length, row_patches, row_rungs)
         self.programs = Programs(
             policy,
             cross_entropy,

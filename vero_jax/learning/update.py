@@ -28,7 +28,7 @@ from vero_jax.learning.batching import equal_slices
 from vero_jax.learning.kl import kl_estimate, kl_loss
 from vero_jax.learning.losses import LossInputs, policy_loss
 from vero_jax.learning.metrics import add_mismatch, mismatch_metrics
-from vero_jax.learning.packing import pack_rows, row_shapes
+from vero_jax.learning.packing import pack_rows
 from vero_jax.learning.programs import (
     Batch,
     Params,
@@ -71,9 +71,7 @@ class Learner:
         self._width = max_response_length
         self._total_steps = total_steps
         self._policy = policy
-        row_patches = actor.row_patches if policy.patch_elements else 0
-        per_token = policy.patch_layout.patches_per_token
-        self.row_shapes = row_shapes(actor.row_length, row_patches, actor.row_rungs, per_token)
+        self.row_shapes = policy.row_shapes(actor.row_length, actor.row_patches, actor.row_rungs)
         self._rows = actor.rows_per_micro_batch * row_shards(mesh)
         self.programs = Programs(
             policy,

@@ -58,7 +58,7 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 def kernels_fit(q: Float[Array, "B T H C"], k: Float[Array, "B T K C"], block: int) -> bool:
     """Whether the shapes suit the kernels: rows longer than a block, blocks of a multiple of 128 tokens, heads of 64 to
     128 numbers (narrower ones would be mostly padding), bfloat16 or float32, all alike, and a list of block pairs
-    that scalar memory holds (`kernels.tpu.MAX_PAIRS`)."""
+    that scalar memory holds (`kernels.tpu.MAX_PAIRS`). A GPU takes XLA's version for float32 all the same."""
     B, T, _, C = q.shape
     blocks = -(-T // math.gcd(block, _TPU_BLOCK))
     types = q.dtype == k.dtype and q.dtype in (jnp.bfloat16, jnp.float32)
@@ -169,7 +169,7 @@ def _attend(
     if block >= T:
         out = dense(q, k, v, labels, visible)
     else:
-        use_kernels = fits and (implementation not in ("auto", "xla") or (implementation == "auto" and not mesh.empty))
+        use_kernels = fits and implementation != "xla" and not (implementation == "auto" and mesh.empty)
         if not use_kernels:
             block = _even_block(T, min(block, _XLA_BLOCK))
         padding = -T % block

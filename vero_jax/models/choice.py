@@ -16,11 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
-from vero_jax.models.head import block_logits, inverse_temperature, over_blocks
+from vero_jax.models.head import NEGATIVE, block_logits, inverse_temperature, over_blocks
 from vero_jax.models.noise import gumbel
-
-_NEGATIVE = -1e30
-"""A logit that counts for nothing; finite, so that no difference of two becomes NaN."""
 
 SEEN_IN_PROMPT = 1 << 20
 """Added to the count of a token that the prompt holds; no response has as many tokens."""
@@ -114,8 +111,8 @@ def choose_tokens(
         if counts is not None:
             part = jax.lax.dynamic_slice_in_dim(counts, entries[0], block, 1)
             # Penalties are for logits before the temperature, so what they change is divided by it afterwards.
-            warped = jnp.where(counted, _penalised(logits, part, inverse, warping), _NEGATIVE)
-        warped = jnp.where(allowed, warped, _NEGATIVE)
+            warped = jnp.where(counted, _penalised(logits, part, inverse, warping), NEGATIVE)
+        warped = jnp.where(allowed, warped, NEGATIVE)
         if truncated:
             warped = _truncate(warped, warping.top_k, warping.top_p, warping.min_p)
         if warped_logprobs:
@@ -152,7 +149,7 @@ def choose_tokens(
         return carry, None
 
     n = hidden.shape[0]
-    low, zero, none = jnp.full(n, _NEGATIVE), jnp.zeros(n), jnp.zeros(n, jnp.int32)
+    low, zero, none = jnp.full(n, NEGATIVE), jnp.zeros(n), jnp.zeros(n, jnp.int32)
     listed = jnp.zeros((n, alternatives), jnp.int32), jnp.zeros((n, alternatives))
     start = (low, zero, low, zero, low, none, zero, zero, *listed)
     ended = over_blocks(add_block, start, V, block)
@@ -211,7 +208,7 @@ def _truncate(
         lambda: everything,
     )
     kept &= weights >= min_p[:, None]
-    return jnp.where(kept, logits, _NEGATIVE)
+    return jnp.where(kept, logits, NEGATIVE)
 
 
 def _largest_cut(x: Float32[Array, "n V"], enough: Callable[[Array], Array]) -> Bool[Array, "n V"]:

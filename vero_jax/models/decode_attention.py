@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-_NEGATIVE = -1e30
-"""Stands for minus infinity: exp gives 0, and the difference of two is 0 and not NaN."""
+from vero_jax.models.kernels.common import NEGATIVE
 
 
 class Part(NamedTuple):
@@ -83,7 +82,7 @@ def page_attention(
         return one(part, q, take(k), take(v), unit, low, high)
 
     start = Part(
-        jnp.full((A, U, K, M), _NEGATIVE, jnp.float32),
+        jnp.full((A, U, K, M), NEGATIVE, jnp.float32),
         jnp.zeros((A, U, K, M), jnp.float32),
         jnp.zeros((A, U, K, M, C), jnp.float32),
     )
@@ -109,9 +108,9 @@ def _add_pages(
     place = jnp.arange(k.shape[2])
     seen = ((place >= low[:, None]) & (place < high[:, None]))[:, None, None]
     scores = jnp.einsum("xkmc,xksc->xkms", q[unit], k, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen, scores, _NEGATIVE)
+    scores = jnp.where(seen, scores, NEGATIVE)
     owns = unit == jnp.arange(U)[:, None]
-    page_top = jnp.where(owns[:, :, None, None], scores.max(-1), _NEGATIVE).max(1)
+    page_top = jnp.where(owns[:, :, None, None], scores.max(-1), NEGATIVE).max(1)
     top = jnp.maximum(part.top, page_top)
     weights = jnp.where(seen, jnp.exp(scores - top[unit][..., None]), 0.0)
     out = jnp.einsum("xkms,xksc->xkmc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -143,7 +142,7 @@ def recent_attention(
     place = jnp.arange(recent_k.shape[3])
     seen = ((place >= first[..., None]) & (place < column))[:, :, None, None]
     scores = jnp.einsum("abkjc,abksc->abkjs", q, recent_k, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen, scores, _NEGATIVE)
+    scores = jnp.where(seen, scores, NEGATIVE)
     own = jnp.einsum("abkjc,abkc->abkj", q, k, preferred_element_type=jnp.float32)
     top = jnp.maximum(scores.max(-1), own)
     weights, own = jnp.exp(scores - top[..., None]), jnp.exp(own - top)
@@ -179,7 +178,7 @@ def chunk_attention(
             k_n, v_n = (jax.lax.dynamic_slice_in_dim(x, n * block, block, 2) for x in (k, v))
             scores = jnp.einsum("bkxc,bksc->bkxs", rows, k_n, preferred_element_type=jnp.float32)
             seen = (n * block + place)[None, :] <= at[:, None]
-            scores = jnp.where(seen, scores.reshape(B, K, J, block, block), _NEGATIVE)
+            scores = jnp.where(seen, scores.reshape(B, K, J, block, block), NEGATIVE)
             top = jnp.maximum(part.top, scores.max(-1))
             weights, shrink = jnp.exp(scores - top[..., None]), jnp.exp(part.top - top)
             flat = weights.astype(v.dtype).reshape(B, K, J * block, block)
@@ -188,7 +187,7 @@ def chunk_attention(
             return Part(top, part.total * shrink + weights.sum(-1), out)
 
         shape = (B, K, J, block)
-        start = Part(jnp.full(shape, _NEGATIVE), jnp.zeros(shape), jnp.zeros((*shape, C)))
+        start = Part(jnp.full(shape, NEGATIVE), jnp.zeros(shape), jnp.zeros((*shape, C)))
         # Key 0 is seen by every query, so no total is 0 and no weight of 1 for a masked key survives the first block.
         part = jax.lax.fori_loop(0, (offset + (i + 1) * block + block - 1) // block, add, start)
         return (part.out / part.total[..., None]).astype(v.dtype)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from vero_jax.parallel.mesh import ROW_AXES, row_shards
 
-_NEGATIVE = -1e30
+NEGATIVE = -1e30
 """A logit that counts for nothing; finite, so that no difference of two becomes NaN."""
 
 TOKEN_BLOCK = 4096
@@ -111,7 +111,7 @@ def block_logits(
     entries = start + jnp.arange(block, dtype=jnp.int32)
     part = jax.lax.dynamic_slice_in_dim(head, start, block)
     counted = (entries >= first) & (entries < valid)
-    return jnp.where(counted, _product(hidden, part.T) * inverse, _NEGATIVE), entries, counted
+    return jnp.where(counted, _product(hidden, part.T) * inverse, NEGATIVE), entries, counted
 
 
 def _product(a: Array, b: Array) -> Float32[Array, "x y"]:
@@ -181,7 +181,7 @@ def _sums(hidden: Array, head: Array, targets: Array, inverse: Array, first: Arr
             ), None
 
         n = len(hidden)
-        start = _Sums(jnp.full(n, _NEGATIVE), jnp.zeros(n), jnp.zeros(n), jnp.zeros(n))
+        start = _Sums(jnp.full(n, NEGATIVE), jnp.zeros(n), jnp.zeros(n), jnp.zeros(n))
         return over_blocks(add_block, start, len(head), layout.vocab)
 
     n, size = len(hidden), layout.tokens

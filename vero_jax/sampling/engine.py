@@ -83,10 +83,9 @@ class SessionPrograms:
         watch, A = guard.watch, sizes.shards
         dtype = programs.model_def.dtype
         lanes, prompts, pages = layout.lanes(sizes), layout.prompts(sizes), layout.pages()
-        kv = (config.num_layers, A), (config.num_kv_heads,), (config.head_dim,)
 
         def pool(count: int, page: int) -> Pages:
-            shape = (*kv[0], count, *kv[1], page, *kv[2])
+            shape = (config.num_layers, A, count, config.num_kv_heads, page, config.head_dim)
             return Pages(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
         def empty() -> tuple[Prompts, Pages]:
@@ -271,7 +270,6 @@ class Engine:
         penalties: bool = False,
         warped_logprobs: bool = False,
         alternatives: int = 0,
-        lanes: int | None = None,
         resend: bool = False,
     ) -> Session:
         """A session that takes requests at any time.
@@ -281,15 +279,13 @@ class Engine:
           max_new_tokens: most tokens of a response.
           truncated, penalties: whether requests may use top-k, top-p, min-p; penalties.
           warped_logprobs, alternatives: what is reported beside the log-probabilities.
-          lanes: responses that are drawn side by side; None takes `rollout.concurrent_responses`.
           resend: give the tokens of a response that is drawn again (because pages had run out) from its start, not
             only those that were not given before.
         """
         if self._for_sampling is not None:
             params = self._for_sampling(params)
-        sizes = self.sizes(n, max_new_tokens, lanes)
         sizes = dataclasses.replace(
-            sizes,
+            self.sizes(n, max_new_tokens),
             truncated=truncated,
             penalties=penalties,
             warped_logprobs=warped_logprobs,
@@ -313,7 +309,7 @@ class Engine:
             resend=True,
         ).warm_up()
 
-    def sizes(self, n: int, max_new_tokens: int, lanes: int | None = None) -> Sizes:
+    def sizes(self, n: int, max_new_tokens: int) -> Sizes:
         """Shapes of a session; see `session`.
 
         A group is in flight until its longest response ends, two to three times the mean of eight: three times the
@@ -322,7 +318,7 @@ class Engine:
         once is rare, and lanes wait when a store is full.
         """
         rollout, shards = self.rollout, row_shards(self.mesh)
-        per_shard = max(-(-(lanes or rollout.concurrent_responses) // shards), 1)
+        per_shard = max(-(-rollout.concurrent_responses // shards), 1)
         readers = min(n, per_shard)
         prompts = min(3 * -(-per_shard // readers) + 1, per_shard + 1)
         largest = -(-self.buckets.prompts[-1] // rollout.prompt_page)

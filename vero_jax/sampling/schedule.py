@@ -102,16 +102,6 @@ class Shard:
         return self.startable() - taken
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """A prompt that is to be read, and where it goes."""
-
-    job: Job
-    shard: int
-    unit: int
-    pages: tuple[int, ...]
-
-
 class Scheduler:
     """Decides; the session moves the arrays. All methods are for one thread."""
 
@@ -167,7 +157,7 @@ class Scheduler:
 
     # --- before a round
 
-    def admit(self) -> list[Placement]:
+    def admit(self) -> list[Job]:
         """Gives units and pages to the next prompts, while lanes would be empty otherwise; they must be read now."""
         placed = []
         while self.waiting:
@@ -182,7 +172,7 @@ class Scheduler:
             job.pages = [heapq.heappop(shard.free_prompt_pages) for _ in range(need)]
             job.members = list(range(self.sizes.readers))
             shard.units[job.unit] = job
-            placed.append(Placement(job, job.shard, job.unit, tuple(job.pages)))
+            placed.append(job)
         return placed
 
     def fill(self, column: int) -> None:
@@ -220,12 +210,14 @@ class Scheduler:
                     if job.unfinished == 0 and self.jobs.pop(job.number, None) is not None:
                         self._release(shard, job)
 
-    def flush(self, columns: int) -> Int32[np.ndarray, "A B"]:
+    def flush(self, columns: int) -> tuple[Int32[np.ndarray, "A B"], list[Occupant]]:
         """Gives a page to every response with tokens among the first `columns` newest; the columns are free then.
 
         Returns:
-          the page of each lane, or the number of pages where it has nothing to keep.
+          the page of each lane, or the number of pages where it has nothing to keep; the responses that had to give
+          their lanes back, as they were.
         """
+        sent_back: list[Occupant] = []
         none = self.sizes.response_pages
         pages = np.full((len(self.shards), len(self.shards[0].lanes)), none, np.int32)
         for a, shard in enumerate(self.shards):
@@ -236,7 +228,7 @@ class Scheduler:
             for lane in keep:
                 occupant = shard.lanes[lane]
                 while occupant is not None and not shard.free_pages:
-                    self._preempt(shard)
+                    sent_back.append(self._preempt(shard))
                     occupant = shard.lanes[lane]  # it may have been the youngest itself
                 if occupant is None:
                     continue
@@ -247,7 +239,7 @@ class Scheduler:
             for occupant in shard.lanes:
                 if occupant is not None:
                     occupant.first = 0
-        return pages
+        return pages, sent_back
 
     def rung(self) -> int:
         """Lanes of a shard that have something to do: the smallest number there are programs for."""
@@ -339,7 +331,7 @@ class Scheduler:
 
     # --- inside
 
-    def _leave(self, shard: Shard, lane: int) -> None:
+    def _leave(self, shard: Shard, lane: int) -> Occupant:
         occupant = shard.lanes[lane]
         if occupant is None:
             raise AssertionError("an empty lane cannot be left")
@@ -348,17 +340,14 @@ class Scheduler:
         for page in occupant.pages:
             del shard.page_owner[page]
             heapq.heappush(shard.free_pages, page)
+        return occupant
 
-    def _preempt(self, shard: Shard) -> None:
+    def _preempt(self, shard: Shard) -> Occupant:
         """The youngest response gives its lane and pages back, and waits to be drawn again."""
-        lane = max(
-            (lane for lane, occupant in enumerate(shard.lanes) if occupant is not None),
-            key=lambda lane: shard.lanes[lane].age,  # type: ignore[union-attr]  # it is occupied
-        )
-        occupant = shard.lanes[lane]
-        if occupant is not None:
-            occupant.job.waiting.appendleft(occupant.sample)
-        self._leave(shard, lane)
+        ages = [-1 if occupant is None else occupant.age for occupant in shard.lanes]
+        occupant = self._leave(shard, ages.index(max(ages)))
+        occupant.job.waiting.appendleft(occupant.sample)
+        return occupant
 
     def _release(self, shard: Shard, job: Job) -> None:
         shard.units[job.unit] = None

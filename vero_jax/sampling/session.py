@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int32
 from vero_jax.errors import UserError
 from vero_jax.models.choice import Warping
 from vero_jax.sampling.inputs import check_prompt
-from vero_jax.sampling.schedule import Placement, Request, Scheduler
+from vero_jax.sampling.schedule import Job, Request, Scheduler
 from vero_jax.sampling.state import Assignment, Lanes, Window
 from vero_jax.types import Prompt
 
@@ -219,16 +219,15 @@ class Session:
         """Moves full columns into pages."""
         if self._lanes is None:
             raise AssertionError("columns fill up in lanes")
-        before = {(o.job.number, o.sample): o.count for shard in self.scheduler.shards for o in shard.lanes if o}
-        pages = self.scheduler.flush(self.sizes.response_page)
+        pages, sent_back = self.scheduler.flush(self.sizes.response_page)
         if (pages < self.sizes.response_pages).any():
             self._own = self.programs.flush(self._own, self._lanes.recent, self._put(pages))
         self._column = 0
-        kept = {(o.job.number, o.sample) for shard in self.scheduler.shards for o in shard.lanes if o}
-        for number, count in before.items():
-            if number not in kept:
-                self._given[number] = 0 if self._resend else max(self._given.get(number, 0), count)
-                self.engine.stats.preempted += 1
+        self.engine.stats.preempted += len(sent_back)
+        if not self._resend:
+            for occupant in sent_back:
+                number = occupant.job.number, occupant.sample
+                self._given[number] = max(self._given.get(number, 0), occupant.count)
 
     def _plan(self) -> Assignment:
         each = self.scheduler.per_lane
@@ -249,17 +248,17 @@ class Session:
 
     # --- prompts
 
-    def _read(self, placed: Sequence[Placement]) -> None:
+    def _read(self, jobs: Sequence[Job]) -> None:
         """Has prompts read, several of one bucket at a time."""
-        by_bucket: dict[int, list[tuple[Placement, int]]] = {}
-        for placement in placed:
-            prompt = placement.job.request.prompt
-            tokens, patches = self.engine.buckets.of(placement.job.number, prompt)
-            by_bucket.setdefault(tokens, []).append((placement, patches))
+        by_bucket: dict[int, list[tuple[Job, int]]] = {}
+        for job in jobs:
+            prompt = job.request.prompt
+            tokens, patches = self.engine.buckets.of(job.number, prompt)
+            by_bucket.setdefault(tokens, []).append((job, patches))
             self.engine.stats.prompt_tokens += len(prompt.token_ids)
         for tokens, members in sorted(by_bucket.items()):
             members.sort(key=lambda member: member[1])
-            queues: list[list[tuple[Placement, int]]] = [[] for _ in range(self.sizes.shards)]
+            queues: list[list[tuple[Job, int]]] = [[] for _ in range(self.sizes.shards)]
             for member in members:
                 queues[member[0].shard].append(member)
             while most := max(len(queue) for queue in queues):
@@ -268,18 +267,18 @@ class Session:
                 queues = [queue[rows:] for queue in queues]
                 self._prefill(call, rows, tokens)
 
-    def _prefill(self, call: list[list[tuple[Placement, int]]], rows: int, tokens: int) -> None:
+    def _prefill(self, call: list[list[tuple[Job, int]]], rows: int, tokens: int) -> None:
         """One program call: up to `rows` prompts of each shard."""
         sizes, per_prompt = self.sizes, -(-tokens // self.sizes.prompt_page)
         prompts: list[Prompt | None] = []
         units = np.full((sizes.shards, rows), sizes.prompts, np.int32)
         pages = np.full((sizes.shards, rows * per_prompt), sizes.prompt_pages, np.int32)
         for a, members in enumerate(call):
-            for row, (placement, _) in enumerate(members):
-                units[a, row] = placement.unit
+            for row, (job, _) in enumerate(members):
+                units[a, row] = job.unit
                 first = row * per_prompt
-                pages[a, first : first + len(placement.pages)] = placement.pages
-            here = [placement.job.request.prompt for placement, _ in members]
+                pages[a, first : first + len(job.pages)] = job.pages
+            here = [job.request.prompt for job, _ in members]
             prompts += [*here, *[None] * (rows - len(here))]
         room = max(patches for members in call for _, patches in members)
         self._prompts = self.engine.read_prompts(
@@ -314,7 +313,7 @@ def check_request(engine: Engine, session: Session, request: Request) -> None:
             f"a response of {limit} tokens does not fit the store of responses, "
             f"{sizes.response_pages * sizes.response_page} tokens; raise rollout.response_kv_tokens or lower the limit"
         )
-    if not sizes.truncated and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0):
+    if not sizes.truncated and sampling.truncates:
         raise UserError("top_k, top_p and min_p need a session that was made for truncated sampling")
     if not sizes.penalties and sampling.has_penalties:
         raise UserError("penalties need a session that was made for them")

@@ -18,21 +18,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import uvicorn
 
 from vero_jax.checkpoints.hub import resolve_checkpoint
-from vero_jax.config import DataConfig, MeshConfig, RolloutConfig
+from vero_jax.config import DataConfig, RolloutConfig
 from vero_jax.data.processor import Processor
 from vero_jax.data.prompts import system_prompt
 from vero_jax.errors import UserError, friendly
-from vero_jax.generate import default_sampling, policy_parts
+from vero_jax.generate import default_sampling, open_engine, policy_parts
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.lora import adapter_lora, load_adapted
-from vero_jax.models.policy import ModelDef
-from vero_jax.parallel.mesh import make_mesh
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
-from vero_jax.sampling.engine import Engine
 from vero_jax.sampling.session import Session
 from vero_jax.serve.app import ServedModel, make_app
 from vero_jax.serve.protocol import MOST_ALTERNATIVES
@@ -70,21 +65,14 @@ def open_session(
     processor = Processor.from_folder(
         folder, system_prompt=system, max_prompt_length=max_prompt_tokens, max_pixels=max_pixels
     )
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    lora = None if adapter is None else adapter_lora(adapter)
-    model_def = ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype, lora=lora)
-    mesh = make_mesh(MeshConfig(data=1, tensor=-1))
-    params = load_adapted(folder, model_def, model_def.shardings(mesh), adapter=adapter or "")
-    per_token = model_def.config.patch_layout.patches_per_token
+    per_token = ModelConfig.from_folder(folder).patch_layout.patches_per_token
     rollout = RolloutConfig(
         concurrent_responses=lanes,
         prompt_buckets=_ladder(SMALLEST_PROMPT, max_prompt_tokens),
         patch_buckets=_ladder(SMALLEST_IMAGE, max_prompt_tokens * per_token),
         prompt_kv_tokens=max(max_prompt_tokens, lanes * max_prompt_tokens // 4),
     )
-    engine = Engine(
-        model_def, rollout, mesh, stop_ids=processor.eos_ids, banned_ids=processor.banned_ids, decode=processor.decode
-    )
+    engine, params = open_engine(folder, adapter, processor, rollout, dtype=dtype)
     session = engine.session(
         params, n=1, max_new_tokens=max_tokens, truncated=True, penalties=True, alternatives=MOST_ALTERNATIVES
     )
