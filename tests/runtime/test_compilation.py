@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,17 @@ def test_several_devices_on_one_host_get_threads_to_spare(given, threads):
     environ = dict(given)
     spare_host_threads(environ)
     assert environ.get("PJRT_NPROC") == threads
+
+
+@pytest.mark.parametrize(("devices", "chosen", "seconds"), [(1, "", []), (8, "", ["600"]), (8, "30", ["30"])])
+def test_several_devices_on_one_host_may_wait_long_for_each_other(devices, chosen, seconds):
+    names = ("xla_cpu_collective_call_terminate_timeout_seconds", "xla_cpu_collective_timeout_seconds")
+    flags = [f"--xla_force_host_platform_device_count={devices}"]
+    environ = {"XLA_FLAGS": " ".join(flags + [f"--{name}={chosen}" for name in names if chosen])}
+    for _ in range(2):  # a second call adds nothing
+        spare_host_threads(environ)
+    for name in names:
+        assert re.findall(rf"--{name}=(\d+)", environ["XLA_FLAGS"]) == seconds
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")

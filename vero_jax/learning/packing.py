@@ -50,8 +50,8 @@ class Piece(NamedTuple):
 
 
 def row_shapes(row_length: int, row_patches: int, rungs: int, patches_per_token: int = 4) -> tuple[RowShape, ...]:
-    """The table: `rungs` lengths, each half of the one before (but at least 128 tokens), each with few or many
-    response tokens, and without, with some or with all of the patches.
+    """The table: `rungs` lengths, each half of the one before (but at least 128 tokens), each without, with some or
+    with all of the patches, and with room for responses in a half or all of its tokens, the longest in quarters.
 
     A prompt has a token for every `patches_per_token` patches, so shorter rows need fewer of them.
     """
@@ -62,7 +62,8 @@ def row_shapes(row_length: int, row_patches: int, rungs: int, patches_per_token:
     for length in dict.fromkeys(lengths):
         most = min(row_patches, length * patches_per_token)
         patches = dict.fromkeys([0, min(_up(most // 2, PATCH_STEP), most), most])
-        responses = [-(-length // 2), -(-3 * length // 4), length]
+        parts = 4 if length == row_length else 2
+        responses = [-(-part * length // parts) for part in range(1, parts + 1)]
         shapes += [RowShape(length, P, U) for P in patches for U in responses]
     return tuple(shapes)
 

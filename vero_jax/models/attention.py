@@ -32,7 +32,7 @@ from vero_jax.errors import UserError
 from vero_jax.models.kernels import gpu, tpu
 from vero_jax.models.kernels.blockwise import (
     Labels,
-    Visible,
+    Rule,
     block_pairs,
     block_table,
     blocked,
@@ -91,7 +91,7 @@ def shared_prefix_attention(
     Raises:
       UserError: the kernels are asked for and don't suit the shapes.
     """
-    return _attend(q, k, v, (groups, branches), _sees_in_row, _block_sees_in_row, block, implementation)
+    return _attend(q, k, v, (groups, branches), _IN_ROWS, block, implementation)
 
 
 def segment_attention(
@@ -106,7 +106,7 @@ def segment_attention(
 
     `block`, `implementation` and errors are those of `shared_prefix_attention`.
     """
-    return _attend(q, k, v, (segments,), _sees_in_segment, _block_sees_in_segment, block, implementation)
+    return _attend(q, k, v, (segments,), _IN_SEGMENTS, block, implementation)
 
 
 def _sees_in_row(query: Labels, key: Labels, query_index: Int32[Array, "t"], key_index: Int32[Array, "s"]) -> Array:
@@ -116,8 +116,7 @@ def _sees_in_row(query: Labels, key: Labels, query_index: Int32[Array, "t"], key
     return same_group & on_path & (key_index[None, None] <= query_index[None, :, None])
 
 
-def _block_sees_in_row(low: Labels, high: Labels) -> Bool[Array, "B n n"]:
-    """Which key blocks a query block may see; `low` and `high` are each block's extremes of group and branch."""
+def _block_sees_some_in_row(low: Labels, high: Labels) -> Bool[Array, "B n n"]:
     (g_low, b_low), (g_high, b_high) = low, high
     index = jnp.arange(g_low.shape[1])
     groups = _overlap(g_low, g_high)
@@ -125,17 +124,33 @@ def _block_sees_in_row(low: Labels, high: Labels) -> Bool[Array, "B n n"]:
     return groups & branches & (index[None] <= index[:, None])
 
 
+def _block_sees_all_in_row(low: Labels, high: Labels) -> Bool[Array, "B n n"]:
+    (g_low, b_low), (g_high, b_high) = low, high
+    index = jnp.arange(g_low.shape[1])
+    prefix = (b_high == 0)[:, None]
+    return _one(g_low, g_high) & (prefix | _one(b_low, b_high)) & (index[None] < index[:, None])
+
+
 def _sees_in_segment(query: Labels, key: Labels, query_index: Int32[Array, "t"], key_index: Int32[Array, "s"]) -> Array:
     (q_segment,), (k_segment,) = query, key
     return (q_segment[:, :, None] == k_segment[:, None]) & (q_segment > 0)[:, :, None]
 
 
-def _block_sees_in_segment(low: Labels, high: Labels) -> Bool[Array, "B n n"]:
-    return _overlap(low[0], high[0])
-
-
 def _overlap(low: Int32[Array, "B n"], high: Int32[Array, "B n"]) -> Bool[Array, "B n n"]:
     return (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
+
+
+def _one(low: Int32[Array, "B n"], high: Int32[Array, "B n"]) -> Bool[Array, "B n n"]:
+    """Whether two blocks have the same label throughout."""
+    return (low[:, :, None] == high[:, None]) & (low[:, None] == high[:, :, None])
+
+
+_IN_ROWS = Rule(_sees_in_row, _block_sees_some_in_row, _block_sees_all_in_row)
+_IN_SEGMENTS = Rule(
+    _sees_in_segment,
+    some=lambda low, high: _overlap(low[0], high[0]),
+    every=lambda low, high: _one(low[0], high[0]),
+)
 
 
 _XLA_BLOCK = 224
@@ -152,8 +167,7 @@ def _attend(
     k: Array,
     v: Array,
     labels: Labels,
-    visible: Visible,
-    block_visible: Callable[..., Array],
+    rule: Rule,
     block: int,
     implementation: Implementation,
 ) -> Array:
@@ -167,7 +181,7 @@ def _attend(
     q = (q * C**-0.5).reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     if block >= T:
-        out = dense(q, k, v, labels, visible)
+        out = dense(q, k, v, labels, rule)
     else:
         use_kernels = fits and implementation != "xla" and not (implementation == "auto" and mesh.empty)
         if not use_kernels:
@@ -179,11 +193,11 @@ def _attend(
         if use_kernels:
             # Inside another shard_map every device has its own rows and heads already.
             whole = mesh.empty or mesh.size == 1 or bool(mesh.manual_axes)
-            kernels = _Kernels(visible, block_visible, block, implementation)
+            kernels = _Kernels(rule, block, implementation)
             out = _kernels(q, k, v, labels, kernels, None if whole else mesh)[..., :T, :]
         else:
-            table = block_table(labels, block_visible, block)
-            out = blocked(q, k, v, labels, table, visible, block)[..., :T, :]
+            table = block_table(labels, rule, block)
+            out = blocked(q, k, v, labels, table, rule, block)[..., :T, :]
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
 
 
@@ -194,8 +208,7 @@ class _Kernels:
     Equal objects share traces.
     """
 
-    visible: Visible
-    block_visible: Callable[..., Array]
+    rule: Rule
     block: int
     implementation: Implementation
 
@@ -205,11 +218,11 @@ class _Kernels:
 
     def forward(self, q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
         def xla(q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
-            table = block_table(labels, self.block_visible, self.block)
-            return blocked_forward(q, k, v, labels, table, self.visible, self.block)[1][-2:]
+            table = block_table(labels, self.rule, self.block)
+            return blocked_forward(q, k, v, labels, table, self.rule, self.block)[1][-2:]
 
         def kernel(module: Any, size: int, q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
-            pairs = block_pairs(labels, self.block_visible, size)
+            pairs = block_pairs(labels, self.rule, size)[0]
             return module.forward(q, k, v, jnp.stack(labels, 1), pairs, self.interpreted)
 
         return self._select(xla, kernel, q, k, v, labels)
@@ -218,12 +231,12 @@ class _Kernels:
         self, q: Array, k: Array, v: Array, labels: Labels, out: Array, lse: Array, d_out: Array
     ) -> tuple[Array, Array, Array]:
         def xla(q: Array, k: Array, v: Array, labels: Labels, *rest: Array) -> tuple:
-            table = block_table(labels, self.block_visible, self.block)
+            table = block_table(labels, self.rule, self.block)
             kept = (q, k, v, labels, table, *rest[:2])
-            return blocked_backward(self.visible, self.block, kept, rest[2])[:3]
+            return blocked_backward(self.rule, self.block, kept, rest[2])[:3]
 
         def kernel(module: Any, size: int, q: Array, k: Array, v: Array, labels: Labels, *rest: Array) -> tuple:
-            pairs = block_pairs(labels, self.block_visible, size)
+            pairs = block_pairs(labels, self.rule, size)[0]
             return module.backward(q, k, v, jnp.stack(labels, 1), pairs, *rest, self.interpreted)
 
         return self._select(xla, kernel, q, k, v, labels, out, lse, d_out)

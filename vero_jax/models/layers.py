@@ -118,7 +118,13 @@ def _affine_backward(kept: tuple[Array, Array, Array | None], d_y: Array) -> tup
     x, kernel, bias = kept
     rows = tuple(range(x.ndim - 1))
     d_bias = None if bias is None else d_y.sum(rows, dtype=jnp.float32).astype(bias.dtype)
-    return d_y @ kernel.T, jax.lax.dot_general(x, d_y, ((rows, rows), ((), ()))), d_bias
+    contracted = ((rows, rows), ((), ()))
+    # XLA:CPU writes the first factor once more, turned around, so that is the narrower one.
+    if kernel.shape[0] > kernel.shape[1]:
+        d_kernel = jax.lax.dot_general(d_y, x, contracted).T
+    else:
+        d_kernel = jax.lax.dot_general(x, d_y, contracted)
+    return d_y @ kernel.T, d_kernel, d_bias
 
 
 affine.defvjp(_affine_forward, _affine_backward)

@@ -1,11 +1,12 @@
 """Attention by XLA alone, on every platform: a row of one block at once, longer rows block by block.
 
-Which keys a query sees is the caller's rule. Axes as in `models/attention.py`; queries are scaled and lie as
+Which keys a query sees is the caller's `Rule`. Axes as in `models/attention.py`; queries are scaled and lie as
 [B, K, J, T, C], J query heads to a key-value head. A backward pass computes the scores again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,18 +20,32 @@ from vero_jax.models.layers import keep
 
 Labels = Any
 """Tuple of Int32['B T'] arrays, the first of which is 0 at padding."""
-Visible = Callable[[Labels, Labels, Int32[Array, "t"], Int32[Array, "s"]], Bool[Array, "B t s"]]
-"""Says which keys a query sees, from the labels of both and their indices in the row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which keys a query sees: between tokens, and between blocks, which are judged by the extremes of their labels.
+
+    Attributes:
+      sees: (labels of t queries, of s keys, their indices in the row) to Bool['B t s'].
+      some: (lowest labels of the n blocks, highest labels) to Bool['B n n']: whether a query block (axis 1) may see
+        something of a key block (axis 2). Pairs too many cost time and change nothing.
+      every: the same for whether it surely sees all of it, if neither block has padding. Pairs too few cost time.
+    """
+
+    sees: Callable[[Labels, Labels, Int32[Array, "t"], Int32[Array, "s"]], Bool[Array, "B t s"]]
+    some: Callable[[Labels, Labels], Bool[Array, "B n n"]]
+    every: Callable[[Labels, Labels], Bool[Array, "B n n"]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def dense(q: Array, k: Array, v: Array, labels: Labels, visible: Visible) -> Array:
+def dense(q: Array, k: Array, v: Array, labels: Labels, rule: Rule) -> Array:
     """The whole row as one block, without table and loops."""
-    return dense_forward(q, k, v, labels, visible)[0]
+    return dense_forward(q, k, v, labels, rule)[0]
 
 
-def dense_forward(q: Array, k: Array, v: Array, labels: Labels, visible: Visible) -> tuple:
-    scores = jnp.where(_row_mask(labels, visible), _scores(q, k), NEGATIVE)
+def dense_forward(q: Array, k: Array, v: Array, labels: Labels, rule: Rule) -> tuple:
+    scores = jnp.where(_row_mask(labels, rule), _scores(q, k), NEGATIVE)
     top = scores.max(-1)
     weights = jnp.exp(scores - top[..., None])
     # Who sees nothing (padding) has weights of 1 here; a sum of 0 tells the lines below.
@@ -40,26 +55,23 @@ def dense_forward(q: Array, k: Array, v: Array, labels: Labels, visible: Visible
     return out, (q, k, v, labels, out, lse)
 
 
-def dense_backward(visible: Visible, kept: tuple, d_out: Array) -> tuple:
+def dense_backward(rule: Rule, kept: tuple, d_out: Array) -> tuple:
     q, k, v, labels, out, lse = kept
-    d_q, d_k, d_v = _pair_gradients(q, k, v, _row_mask(labels, visible), lse, d_out, delta(d_out, out))
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+    queries = q, d_out, lse, delta(d_out, out), _turned(q), _turned(d_out)
+    d_q, d_k, d_v = _pair_gradients(queries, (k, v), _row_mask(labels, rule))
+    return d_q.astype(q.dtype), d_k.mT.astype(k.dtype), d_v.mT.astype(v.dtype), None
 
 
 dense.defvjp(dense_forward, dense_backward)
 
 
-def _row_mask(labels: Labels, visible: Visible) -> Bool[Array, "B 1 1 T T"]:
+def _row_mask(labels: Labels, rule: Rule) -> Bool[Array, "B 1 1 T T"]:
     index = jnp.arange(labels[0].shape[1])
-    return visible(labels, labels, index, index)[:, None, None]
+    return rule.sees(labels, labels, index, index)[:, None, None]
 
 
-def block_pairs(labels: Labels, block_visible: Callable[..., Array], block: int) -> Bool[Array, "B n n"]:
-    """Which key blocks (last axis) the query blocks of each row may see.
-
-    Blocks are judged by the extremes of their labels (padding aside): a few pairs too many cost time, and the mask
-    inside the pair keeps the result right.
-    """
+def block_pairs(labels: Labels, rule: Rule, block: int) -> tuple[Bool[Array, "B n n"], Bool[Array, "B n n"]]:
+    """Which key blocks (last axis) the query blocks of each row may see something of, and of which they see all."""
     B = labels[0].shape[0]
     real = (labels[0] > 0).reshape(B, -1, block)
     low, high = [], []
@@ -67,39 +79,46 @@ def block_pairs(labels: Labels, block_visible: Callable[..., Array], block: int)
         parts = label.reshape(B, -1, block)
         low.append(jnp.where(real, parts, jnp.iinfo(jnp.int32).max).min(-1))
         high.append(jnp.where(real, parts, -1).max(-1))
-    return block_visible(tuple(low), tuple(high))
+    full = real.all(-1)
+    every = rule.every(tuple(low), tuple(high)) & full[:, :, None] & full[:, None]
+    return rule.some(tuple(low), tuple(high)), every
 
 
-def block_table(labels: Labels, block_visible: Callable[..., Array], block: int) -> dict[str, Array]:
+def block_table(labels: Labels, rule: Rule, block: int) -> dict[str, Array]:
     """For every query block the key blocks it may see, and for every key block the query blocks that may see it.
 
-    The same for all rows, which go through the blocks together.
+    Those that need no mask come first. The same for all rows, which go through the blocks together.
     """
-    pairs = block_pairs(labels, block_visible, block).any(0)
-
-    def order(pairs: Array) -> Array:
-        return jnp.argsort(~pairs, axis=-1, stable=True).astype(jnp.int32)
-
+    some, every = block_pairs(labels, rule, block)
+    some, every = some.any(0), every.all(0)
+    rank = jnp.where(every, 0, jnp.where(some, 1, 2))
     return {
-        "keys": order(pairs),
-        "n_keys": pairs.sum(-1, dtype=jnp.int32),
-        "queries": order(pairs.T),
-        "n_queries": pairs.sum(0, dtype=jnp.int32),
+        "keys": jnp.argsort(rank, axis=1, stable=True).astype(jnp.int32),
+        "whole_keys": every.sum(1, dtype=jnp.int32),
+        "n_keys": some.sum(1, dtype=jnp.int32),
+        "queries": jnp.argsort(rank.T, axis=1, stable=True).astype(jnp.int32),
+        "whole_queries": every.sum(0, dtype=jnp.int32),
+        "n_queries": some.sum(0, dtype=jnp.int32),
     }
 
 
-def _take(x: Array, i: Array, block: int, axis: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis)
+def _blocks(x: Array, block: int, axis: int) -> Array:
+    """[n, ..., block, ...]: a block is then one piece of memory."""
+    axis %= x.ndim
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _pair_mask(labels: Labels, i: Array, j: Array, visible: Visible, block: int) -> Bool[Array, "B 1 1 t s"]:
-    query = tuple(_take(label, i, block, 1) for label in labels)
-    key = tuple(_take(label, j, block, 1) for label in labels)
-    offsets = jnp.arange(block)
-    return visible(query, key, i * block + offsets, j * block + offsets)[:, None, None]
+def _joined(blocks: Float[Array, "n B K ... block C"]) -> Float[Array, "B K ... T C"]:
+    """The way back."""
+    x = jnp.moveaxis(blocks, 0, -3)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
-def _scores(q: Array, k: Array) -> Float32[Array, "B K J t s"]:
+def _turned(x: Float[Array, "B K J T C"]) -> Float[Array, "B K C J T"]:
+    return jnp.moveaxis(x, -1, 2)
+
+
+def _scores(q: Float[Array, "B K J t C"], k: Float[Array, "B K s C"]) -> Float32[Array, "B K J t s"]:
     B, K, J, t, C = q.shape
     rows = q.reshape(B, K, J * t, C)
     return jnp.einsum("bkxc,bksc->bkxs", rows, k, preferred_element_type=jnp.float32).reshape(B, K, J, t, -1)
@@ -112,14 +131,16 @@ def _weighted(weights: Float[Array, "B K J t s"], x: Float[Array, "B K s C"]) ->
     return jnp.einsum("bkxs,bksc->bkxc", rows, x, preferred_element_type=jnp.float32).reshape(B, K, J, t, -1)
 
 
-def _gathered(weights: Float[Array, "B K J t s"], x: Float[Array, "B K J t C"]) -> Float32[Array, "B K s C"]:
-    """Sums over the queries."""
+def _gathered(weights: Float[Array, "B K J t s"], x: Float[Array, "B K C J t"]) -> Float32[Array, "B K C s"]:
+    """Sums over the queries. In this order: XLA:CPU has no fast product of a transposed left factor."""
     B, K, J, t, s = weights.shape
-    rows = weights.reshape(B, K, J * t, s), x.reshape(B, K, J * t, -1)
-    return jnp.einsum("bkxs,bkxc->bksc", *rows, preferred_element_type=jnp.float32)
+    rows = x.reshape(B, K, -1, J * t), weights.reshape(B, K, J * t, s)
+    return jnp.einsum("bkcx,bkxs->bkcs", *rows, preferred_element_type=jnp.float32)
 
 
-def _normalised(out: Array, top: Array, total: Array) -> tuple[Array, Array]:
+def _normalised(
+    out: Float32[Array, "B K J t C"], top: Float32[Array, "B K J t"], total: Float32[Array, "B K J t"]
+) -> tuple[Float32[Array, "B K J t C"], Float32[Array, "B K J t"]]:
     """Divides by the sum of the weights, and gives that sum's logarithm.
 
     Where the sum is empty the output is 0, and the logarithm infinite, so that all weights are 0 in the backward pass.
@@ -130,77 +151,101 @@ def _normalised(out: Array, top: Array, total: Array) -> tuple[Array, Array]:
 
 
 def _pair_gradients(
-    q: Array, k: Array, v: Array, mask: Array, lse: Array, d_out: Array, delta: Array
-) -> tuple[Float32[Array, "B K J t C"], Float32[Array, "B K s C"], Float32[Array, "B K s C"]]:
-    """What a block of queries and a block of keys add to the gradients of q, k and v."""
-    weights = jnp.exp(jnp.where(mask, _scores(q, k), NEGATIVE) - lse[..., None])
-    d_scores = (weights * (_scores(d_out, v) - delta[..., None])).astype(q.dtype)
-    return _weighted(d_scores, k), _gathered(d_scores, q), _gathered(weights.astype(v.dtype), d_out)
+    queries: tuple[Array, ...], keys: tuple[Array, Array], mask: Array | None
+) -> tuple[Float32[Array, "B K J t C"], Float32[Array, "B K C s"], Float32[Array, "B K C s"]]:
+    """What a block of queries and a block of keys add to the gradients of q, k and v.
+
+    Of the queries it takes q, the gradient of the output, the log-sum-exp, `delta`, and the first two `_turned`. No
+    mask: all see all.
+    """
+    (q, d_out, lse, deltas, q_turned, d_out_turned), (k, v) = queries, keys
+    scores = _scores(q, k)
+    weights = jnp.exp((scores if mask is None else jnp.where(mask, scores, NEGATIVE)) - lse[..., None])
+    d_scores = (weights * (_scores(d_out, v) - deltas[..., None])).astype(q.dtype)
+    return _weighted(d_scores, k), _gathered(d_scores, q_turned), _gathered(weights.astype(v.dtype), d_out_turned)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def blocked(q: Array, k: Array, v: Array, labels: Labels, table: dict, visible: Visible, block: int) -> Array:
-    return blocked_forward(q, k, v, labels, table, visible, block)[0]
+def blocked(q: Array, k: Array, v: Array, labels: Labels, table: dict, rule: Rule, block: int) -> Array:
+    return blocked_forward(q, k, v, labels, table, rule, block)[0]
 
 
-def blocked_forward(q: Array, k: Array, v: Array, labels: Labels, table: dict, visible: Visible, block: int) -> tuple:
-    B, K, J, T, C = q.shape
+def _mask_of(labels: Labels, rule: Rule, block: int) -> Callable[[Array, Array], Bool[Array, "B 1 1 t s"]]:
+    parts, offsets = tuple(_blocks(label, block, 1) for label in labels), jnp.arange(block)
+
+    def mask(i: Array, j: Array) -> Array:
+        query, key = tuple(part[i] for part in parts), tuple(part[j] for part in parts)
+        return rule.sees(query, key, i * block + offsets, j * block + offsets)[:, None, None]
+
+    return mask
+
+
+def blocked_forward(q: Array, k: Array, v: Array, labels: Labels, table: dict, rule: Rule, block: int) -> tuple:
+    B, K, J, _, C = q.shape
+    mask_of = _mask_of(labels, rule, block)
+    queries, keys, values = _blocks(q, block, 3), _blocks(k, block, 2), _blocks(v, block, 2)
 
     def query_block(i: Array) -> tuple[Array, Array]:
-        q_i = _take(q, i, block, 3)
+        q_i = queries[i]
 
-        def add_key_block(n: Array, carry: tuple) -> tuple:
+        def add_key_block(masked: bool, n: Array, carry: tuple) -> tuple:
             top, total, out = carry
             j = table["keys"][i, n]
-            k_j, v_j = _take(k, j, block, 2), _take(v, j, block, 2)
-            mask = _pair_mask(labels, i, j, visible, block)
-            scores = jnp.where(mask, _scores(q_i, k_j), NEGATIVE)
+            scores = _scores(q_i, keys[j])
+            if masked:
+                mask = mask_of(i, j)
+                scores = jnp.where(mask, scores, NEGATIVE)
             new_top = jnp.maximum(top, scores.max(-1))
-            weights = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0.0)
+            weights = jnp.exp(scores - new_top[..., None])
+            if masked:  # a query that has seen nothing so far has weights of 1 for all that it may not see
+                weights = jnp.where(mask, weights, 0.0)
             shrink = jnp.exp(top - new_top)
-            out = out * shrink[..., None] + _weighted(weights.astype(v.dtype), v_j)
+            out = out * shrink[..., None] + _weighted(weights.astype(v.dtype), values[j])
             return new_top, total * shrink + weights.sum(-1), out
 
         shape = (B, K, J, block)
-        start = (jnp.full(shape, NEGATIVE), jnp.zeros(shape), jnp.zeros((*shape, C)))
-        top, total, out = jax.lax.fori_loop(0, table["n_keys"][i], add_key_block, start)
+        carry = (jnp.full(shape, NEGATIVE), jnp.zeros(shape), jnp.zeros((*shape, C)))
+        top, total, out = _two_loops(add_key_block, table["whole_keys"][i], table["n_keys"][i], carry)
         out, lse = _normalised(out, top, total)
         return out.astype(v.dtype), lse
 
-    out, lse = jax.lax.map(query_block, jnp.arange(T // block))
-    out = out.transpose(1, 2, 3, 0, 4, 5).reshape(B, K, J, T, C)
-    lse = lse.transpose(1, 2, 3, 0, 4).reshape(B, K, J, T)
-    out, lse = keep(out), keep(lse)
+    out, lse = jax.lax.map(query_block, jnp.arange(len(queries)))
+    out, lse = keep(_joined(out)), keep(jnp.moveaxis(lse, 0, -2).reshape(q.shape[:-1]))
     return out, (q, k, v, labels, table, out, lse)
 
 
-def blocked_backward(visible: Visible, block: int, kept: tuple, d_out: Array) -> tuple:
+def blocked_backward(rule: Rule, block: int, kept: tuple, d_out: Array) -> tuple:
     q, k, v, labels, table, out, lse = kept
-    B, K, _, T, C = q.shape
-    deltas = delta(d_out, out)
+    B, K, J, _, C = q.shape
+    mask_of = _mask_of(labels, rule, block)
+    queries = tuple(_blocks(x, block, 3) for x in (q, d_out, lse, delta(d_out, out)))
+    queries += tuple(_blocks(_turned(x), block, 4) for x in (q, d_out))
+    keys = _blocks(k, block, 2), _blocks(v, block, 2)
 
     def key_block(d_q: Array, j: Array) -> tuple[Array, tuple[Array, Array]]:
-        k_j, v_j = _take(k, j, block, 2), _take(v, j, block, 2)
+        k_j, v_j = keys[0][j], keys[1][j]
 
-        def add_query_block(n: Array, carry: tuple) -> tuple:
+        def add_query_block(masked: bool, n: Array, carry: tuple) -> tuple:
             d_q, d_k, d_v = carry
             i = table["queries"][j, n]
-            q_i, d_i, lse_i, delta_i = (_take(x, i, block, 3) for x in (q, d_out, lse, deltas))
-            mask = _pair_mask(labels, i, j, visible, block)
-            more_q, more_k, more_v = _pair_gradients(q_i, k_j, v_j, mask, lse_i, d_i, delta_i)
-            d_q_i = _take(d_q, i, block, 3) + more_q
-            return jax.lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * block, 3), d_k + more_k, d_v + more_v
+            mask = mask_of(i, j) if masked else None
+            more_q, more_k, more_v = _pair_gradients(tuple(x[i] for x in queries), (k_j, v_j), mask)
+            return d_q.at[i].add(more_q), d_k + more_k, d_v + more_v
 
-        zeros = jnp.zeros((B, K, block, C))
-        d_q, d_k, d_v = jax.lax.fori_loop(0, table["n_queries"][j], add_query_block, (d_q, zeros, zeros))
+        zeros = jnp.zeros((B, K, C, block))
+        carry = (d_q, zeros, zeros)
+        d_q, d_k, d_v = _two_loops(add_query_block, table["whole_queries"][j], table["n_queries"][j], carry)
         return d_q, (d_k, d_v)
 
-    d_q, (d_k, d_v) = jax.lax.scan(key_block, jnp.zeros(q.shape), jnp.arange(T // block))
+    n = len(keys[0])
+    d_q, (d_k, d_v) = jax.lax.scan(key_block, jnp.zeros((n, B, K, J, block, C)), jnp.arange(n))
+    return _joined(d_q).astype(q.dtype), _joined(d_k.mT).astype(k.dtype), _joined(d_v.mT).astype(v.dtype), None, None
 
-    def joined(blocks: Array) -> Array:
-        return blocks.transpose(1, 2, 0, 3, 4).reshape(B, K, T, C)
 
-    return d_q.astype(q.dtype), joined(d_k).astype(k.dtype), joined(d_v).astype(v.dtype), None, None
+def _two_loops(body: Callable[[bool, Array, tuple], tuple], whole: Array, all_: Array, carry: tuple) -> tuple:
+    """body(False, n, carry) for the pairs that need no mask, then body(True, n, carry) for the others."""
+    carry = jax.lax.fori_loop(0, whole, functools.partial(body, False), carry)
+    return jax.lax.fori_loop(whole, all_, functools.partial(body, True), carry)
 
 
 blocked.defvjp(blocked_forward, blocked_backward)
