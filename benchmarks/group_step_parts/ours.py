@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from group_step_parts.works import POLICY, TOY, WORKS, Work, picture, reward
 from vero_jax.config import ActorConfig, AlgorithmConfig, MeshConfig, OptimConfig, RolloutConfig, SamplingConfig
 from vero_jax.data.geometry import merged_counts, mrope_positions
+from vero_jax.data.images import ImageSettings, StillImage
 from vero_jax.learning.advantages import add_advantages
 from vero_jax.learning.programs import TrainablePolicy
 from vero_jax.learning.update import Learner
@@ -26,6 +28,7 @@ from vero_jax.sampling.engine import Engine
 from vero_jax.types import Example, Group, Prompt, Score
 
 IMAGE, VIDEO = 3, 4
+IMAGES = ImageSettings(16, 2, 2, min_pixels=1024, max_pixels=2**22, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def policy(sizes: dict[str, Any], dtype: str = "float32") -> ModelDef:
@@ -47,19 +50,13 @@ def policy(sizes: dict[str, Any], dtype: str = "float32") -> ModelDef:
     return ModelDef(config, dtype=dtype)
 
 
-def prompt(
-    number: int, work: Work, sizes: dict[str, Any], image: int | None = None, tokens: int | None = None
-) -> Prompt:
-    """One picture and text up to the wanted length."""
-    side = (image or work.image) // 16
-    pixels = np.asarray(picture(side * 16, number), np.uint8)
-    cells = pixels.reshape(side // 2, 2, 16, side // 2, 2, 16, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    cells = cells.reshape(side * side, 3, 1, 16, 16)
-    patches = np.concatenate([cells, cells], 2).reshape(side * side, -1)  # an image is two equal frames
-    grids = np.asarray([[1, side, side]], np.int32)
+def prompt(number: int, image: Image.Image, sizes: dict[str, Any], tokens: int) -> Prompt:
+    """A picture and text up to the wanted length, as the data pipeline makes it of an opened picture."""
+    still = StillImage(image, image.height, image.width, IMAGES)
+    patches, grids = still.patches("white"), np.asarray([still.grid], np.int32)
     visual = int(merged_counts(grids)[0])
     rng = np.random.default_rng(number)
-    words = rng.integers(6, sizes["vocab"], max((tokens or work.prompt_tokens) - visual - 2, 1))
+    words = rng.integers(6, sizes["vocab"], max(tokens - visual - 2, 1))
     ids = np.asarray([1, *[IMAGE] * visual, 2, *words], np.int32)
     positions, image_index = mrope_positions(ids, grids, image_token_id=IMAGE, video_token_id=VIDEO)
     example = Example(f"q{number}", "chart_ocr", "bench", (), (), "", "", {})
@@ -106,7 +103,15 @@ class Bench:
             guard=self.guard,
         )  # fmt: skip
         self.state = self.learner.init_state(model_def.init_params(0))
-        self.prompts = [prompt(number, work, sizes) for number in range(work.prompts)]
+        self.sizes = sizes
+        self.prompts = self.prepared(self.pictures(0))
+
+    def pictures(self, step: int) -> list[Image.Image]:
+        count = self.work.prompts
+        return [picture(self.work.image, number) for number in range(step * count, (step + 1) * count)]
+
+    def prepared(self, pictures: list[Image.Image]) -> list[Prompt]:
+        return [prompt(number, image, self.sizes, self.work.prompt_tokens) for number, image in enumerate(pictures)]
 
     def sample(self, step: int, prompts: list[Prompt] | None = None, limits: Any = None) -> list[Group]:
         work, prompts = self.work, prompts or self.prompts
@@ -129,13 +134,16 @@ class Bench:
         return metrics
 
     def step(self, number: int) -> dict[str, float]:
-        """Seconds of one GRPO step."""
+        """Seconds of one GRPO step on other pictures, which must be cut into patches, as the peer's must."""
+        pictures = self.pictures(number)
         start = time.perf_counter()
-        groups = self.sample(number)
+        prompts = self.prepared(pictures)
+        ready = time.perf_counter()
+        groups = self.sample(number, prompts)
         sampled = time.perf_counter()
         self.update(groups, number)
         done = time.perf_counter()
-        return {"step": done - start, "sampling": sampled - start, "update": done - sampled}
+        return {"step": done - start, "preparing": ready - start, "sampling": sampled - ready, "update": done - sampled}
 
 
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -201,7 +209,8 @@ def compilations(work: Work, sizes: dict[str, Any]) -> dict[str, Any]:
         for number in range(work.prompts):
             image = 32 * int(rng.integers(1, work.image // 32 + 1))
             text = int(rng.integers(4, work.prompt_tokens - (work.image // 32) ** 2 - 1))
-            prompts.append(prompt(100 * step + number, work, sizes, image, (image // 32) ** 2 + text))
+            drawn = picture(image, 100 * step + number)
+            prompts.append(prompt(100 * step + number, drawn, sizes, (image // 32) ** 2 + text))
         limits = rng.integers(1, work.new_tokens + 1, (work.prompts, work.samples)).astype(np.int32)
         limits[0, 0] = work.new_tokens  # the longest decides the shapes of a session
         bench.update(bench.sample(step, prompts, limits), step)

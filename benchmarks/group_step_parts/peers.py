@@ -139,7 +139,8 @@ def timed_trainer(work: Work, sizes: dict[str, Any]) -> dict[str, Any]:
         output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, report_to=[], save_strategy="no", seed=0,
         per_device_train_batch_size=together, gradient_accumulation_steps=answers // together,
         num_generations=work.samples, max_completion_length=work.new_tokens, num_iterations=work.updates,
-        max_steps=rounds * work.updates, learning_rate=1e-5, beta=0.0, temperature=1.0, loss_type="dapo",
+        max_steps=rounds * work.updates, learning_rate=1e-5, weight_decay=0.01,
+        lr_scheduler_type="constant", beta=0.0, temperature=1.0, loss_type="dapo",
         gradient_checkpointing=False, disable_tqdm=True, shuffle_dataset=False, logging_steps=1000,
         generation_kwargs={"min_new_tokens": work.new_tokens},
     )  # fmt: skip
