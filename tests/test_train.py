@@ -299,6 +299,7 @@ def test_the_other_recipes_run_too(settings, cache, tmp_path):
         (["model.path=no/such/id/at/all"], "a hub id, a folder in vero_jax's own format"),
         (["model.lora.rank=2", "model.lora.targets=q_prj"], "the nearest is 'q_proj'"),
         (["mesh.data=7"], "7"),
+        (["data.max_pixels=32768"], "data.max_pixels to at most 12288"),
     ],
 )
 def test_a_mistake_is_one_sentence_without_a_traceback(settings, named, cache, tmp_path):

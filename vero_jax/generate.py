@@ -133,17 +133,19 @@ def default_sampling(folder: Path) -> SamplingConfig:
         return SamplingConfig()
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not values.get("do_sample", False):
-            return SamplingConfig(temperature=0.0)
 
         def number(name: str, default: float) -> float:
             return default if values.get(name) is None else float(values[name])
 
+        repetition_penalty = number("repetition_penalty", 1.0)
+        if not values.get("do_sample", False):
+            return SamplingConfig(temperature=0.0, repetition_penalty=repetition_penalty)
         return SamplingConfig(
             temperature=number("temperature", 1.0),
             top_p=number("top_p", 1.0),
             top_k=int(number("top_k", -1)) or -1,
             min_p=number("min_p", 0.0),
+            repetition_penalty=repetition_penalty,
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a readable generation config ({error}); mend or remove it") from error

@@ -216,6 +216,7 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
         max_prompt_length=config.data.max_prompt_length,
         coordinates=config.data.coordinates,
     )
+    _check_image_limit(config, processor)
     if wanted_prompt and not processor.system_prompt:
         say("the policy's chat template asks for thoughts and answer itself; data.system_prompt is not added")
     model_config = ModelConfig.from_folder(folder)
@@ -243,6 +244,21 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None]) -> Sys
     devices = f"{mesh.size} {jax.devices()[0].platform} device(s)"
     say(f"policy: {total} parameters, {trained} trained, from {folder}, on {devices}")
     return system
+
+
+def _check_image_limit(config: Config, processor: Processor) -> None:
+    """Whether the largest image that a prompt can have fits a bucket; a run finds out about several in one prompt."""
+    settings, rollout = processor.image_settings, config.rollout
+    if settings is None or rollout.oversize == "drop":
+        return
+    area, per_token = settings.patch_size**2, settings.merge_size**2
+    most = min(settings.max_pixels // area, config.data.max_prompt_length * per_token)
+    if most > rollout.patch_buckets[-1]:
+        raise UserError(
+            f"an image may have {most} patches ({settings.patch_size} pixels wide), but the last of "
+            f"rollout.patch_buckets is {rollout.patch_buckets[-1]}; set data.max_pixels to at most "
+            f"{rollout.patch_buckets[-1] * area}, add a bucket, or leave such prompts out with rollout.oversize=drop"
+        )
 
 
 def _chosen_rows(

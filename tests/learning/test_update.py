@@ -355,6 +355,17 @@ def test_nothing_compiles_after_the_warm_up(params, compilations):
     assert compilations() == before
 
 
+def test_responses_that_fit_no_row_are_counted_by_reason(table):
+    groups = text_groups(3)
+    learner = table_learner(table, small(row_length=64, oversize="drop"))
+    long = make_group([[1] * 90, [2], [3, 4]], advantages=[1, -1, 0.5])
+    state = learner.init_state(table)
+    _, metrics = learner.step(state, [*groups, long], 1)
+    assert metrics["rows/dropped_responses"] == metrics["rows/dropped_responses_tokens"] == 1
+    _, metrics = table_learner(table, small(oversize="drop")).step(learner.init_state(table), groups, 1)
+    assert metrics["rows/dropped_responses"] == 0 and "rows/dropped_responses_tokens" not in metrics
+
+
 def test_the_warm_up_leaves_the_state_as_it_was(params):
     learner = tiny_learner()
     state, _ = learner.step(learner.init_state(params), random_groups(), 1)

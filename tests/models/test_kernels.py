@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from vero_jax.config import MeshConfig
 from vero_jax.errors import UserError
-from vero_jax.models.attention import on_mesh, segment_attention, shared_prefix_attention
+from vero_jax.models.attention import kernels_fit, on_mesh, segment_attention, shared_prefix_attention
 from vero_jax.models.kernels import tpu
 from vero_jax.parallel.mesh import make_mesh
 
@@ -124,6 +124,11 @@ def test_rows_and_heads_are_split_over_devices(kernel, kv_heads):
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
     assert "shard_map" in str(jax.make_jaxpr(split)(q, k, v, weight))
+
+
+def test_scalar_memory_limits_the_rows_of_one_device():
+    q = jax.ShapeDtypeStruct((128, 16384, 4, 64), jnp.bfloat16)
+    assert not kernels_fit(q, q, 512) and kernels_fit(q, q, 512, shards=2)
 
 
 def lowered(platform: str, device: jax.sharding.AbstractDevice | None, dtype: str = "bfloat16", **options) -> str:

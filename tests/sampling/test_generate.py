@@ -64,8 +64,8 @@ def test_defaults_come_from_the_folder(folder, tmp_path, capsys):
     file = tmp_path / "copy" / "generation_config.json"
     file.write_text(json.dumps({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 0}))
     assert default_sampling(file.parent) == SamplingConfig(temperature=0.7, top_p=0.8, top_k=-1, min_p=0.0)
-    file.write_text(json.dumps({"do_sample": False, "temperature": 0.7}))
-    assert default_sampling(file.parent).temperature == 0
+    file.write_text(json.dumps({"do_sample": False, "temperature": 0.7, "repetition_penalty": 1.05}))
+    assert default_sampling(file.parent) == SamplingConfig(temperature=0, repetition_penalty=1.05)
     file.write_text("{")
     assert main([str(file.parent), "Hello"]) == 2
     assert "generation_config.json" in capsys.readouterr().err

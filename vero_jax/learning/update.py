@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -357,7 +358,8 @@ class _Report:
             "rows/dropped_responses": float(sum(sum(plan.dropped.values()) for plan in distinct)),
             "rows/skipped_responses": 1 - seen_sequences / max(sum(plan.sequences for plan in distinct), 1),
         }
-        return metrics
+        dropped = sum((Counter(plan.dropped) for plan in distinct), Counter[str]())
+        return metrics | {f"rows/dropped_responses_{why}": float(count) for why, count in dropped.items()}
 
 
 __all__ = ["Learner", "TrainState", "actor_objective"]

@@ -41,7 +41,7 @@ from vero_jax.models.kernels.blockwise import (
     dense,
 )
 from vero_jax.models.layers import keep
-from vero_jax.parallel.mesh import ROW_AXES
+from vero_jax.parallel.mesh import ROW_AXES, row_shards
 
 Implementation = Literal["auto", "xla", "pallas", "tpu_interpreted", "gpu_interpreted"]
 
@@ -55,14 +55,17 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def kernels_fit(q: Float[Array, "B T H C"], k: Float[Array, "B T K C"], block: int) -> bool:
+def kernels_fit(q: Float[Array, "B T H C"], k: Float[Array, "B T K C"], block: int, shards: int = 1) -> bool:
     """Whether the shapes suit the kernels: rows longer than a block, blocks of a multiple of 128 tokens, heads of 64 to
     128 numbers (narrower ones would be mostly padding), bfloat16 or float32, all alike, and a list of block pairs
-    that scalar memory holds (`kernels.tpu.MAX_PAIRS`). A GPU takes XLA's version for float32 all the same."""
+    that scalar memory holds (`kernels.tpu.MAX_PAIRS`). A GPU takes XLA's version for float32 all the same.
+
+    shards: devices over which the rows are split."""
     B, T, _, C = q.shape
     blocks = -(-T // math.gcd(block, _TPU_BLOCK))
     types = q.dtype == k.dtype and q.dtype in (jnp.bfloat16, jnp.float32)
-    return types and block < T and block % gpu.BLOCK == 0 and 64 <= C <= 128 and B * blocks**2 <= tpu.MAX_PAIRS
+    suits = types and block < T and block % gpu.BLOCK == 0 and 64 <= C <= 128
+    return suits and B // shards * blocks**2 <= tpu.MAX_PAIRS
 
 
 _TPU_BLOCK = 512
@@ -175,7 +178,8 @@ def _attend(
     B, T, H, C = q.shape
     K = k.shape[2]
     mesh = jax.sharding.get_abstract_mesh()
-    fits = kernels_fit(q, k, block)
+    alone = mesh.empty or bool(mesh.manual_axes) or B % row_shards(mesh) != 0
+    fits = kernels_fit(q, k, block, 1 if alone else row_shards(mesh))
     if implementation not in ("auto", "xla") and not fits:
         raise UserError(f"attention kernels don't suit q {q.shape}, k {k.shape} of {q.dtype} in blocks of {block}")
     q = (q * C**-0.5).reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from vero_jax.config import MeshConfig
 from vero_jax.errors import UserError
@@ -38,6 +38,6 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Over how many parts the leading (row or group) axis is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
