@@ -334,6 +334,7 @@ def test_steps_of_the_same_shape_trace_once(table):
     assert int(state.step) == 2
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_warm_up(params, compilations):
     """Thirty steps of mixed images, lengths and numbers of groups; of images, of text alone, and of nothing at all."""
     guard = TraceGuard()
@@ -366,9 +367,9 @@ def test_responses_that_fit_no_row_are_counted_by_reason(table):
     assert metrics["rows/dropped_responses"] == 0 and "rows/dropped_responses_tokens" not in metrics
 
 
-def test_the_warm_up_leaves_the_state_as_it_was(params):
-    learner = tiny_learner()
-    state, _ = learner.step(learner.init_state(params), random_groups(), 1)
+def test_the_warm_up_leaves_the_state_as_it_was(table):
+    learner = table_learner(table, small())
+    state, _ = learner.step(learner.init_state(table), text_groups(), 1)
     before = jax.tree.map(np.asarray, state)
     jax.tree.map(np.testing.assert_array_equal, before, learner.warm_up(state))
 
