@@ -181,7 +181,6 @@ def our_side(folder: str, shape: Shape) -> dict[str, Run]:
         groups=tuple(groups),
         row_length=ids.shape[1],
         row_patches=pixels.shape[1],
-        row_responses=shape.response,
         rows_per_micro_batch=shape.rows,
         contents=tuple(((number, (0,)),) for number in range(shape.rows)),
         sequences=shape.rows,
@@ -193,7 +192,7 @@ def our_side(folder: str, shape: Shape) -> dict[str, Run]:
     forward = model_forward(model_def)
 
     def learner(params: Any, rows: Rows) -> jax.Array:
-        return -forward(params, rows)[0].mean()
+        return -forward(params, rows)[0].sum() / rows.responses.mask.sum()
 
     def full_logits(params: Any, rows: Rows) -> jax.Array:
         model, tokens = model_def.bind(params), rows.tokens

@@ -242,8 +242,8 @@ def update_memory(work: Work, sizes: dict[str, Any]) -> dict[str, Any]:
     batch = learner._batch(plan, 0)
     compiled = learner.programs.accumulate.lower(params, learner.programs.zeros(), batch).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
-    _, T, _, U = plan.shape
-    forbidden = [f"{U},{sizes['vocab']}]", f"{sizes['vocab']},{U}]", f"{T},{T}]", f"{T},{sizes['vocab']}]"]
+    _, T, _ = plan.shape
+    forbidden = [f"{T},{sizes['vocab']}]", f"{sizes['vocab']},{T}]", f"{T},{T}]"]
     return {
         "ours_s": None,
         "phases": {

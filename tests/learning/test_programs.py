@@ -226,23 +226,22 @@ def with_experts(sparse_layers):
 
 
 def sizes_of(model_def):
-    """Numbers in the vision tower, in the language model without its table, and in the table."""
+    """Numbers in the vision tower, and in the language model without its table."""
     sizes = {path: leaf.size for path, leaf in flatten_dict(model_def.abstract_params()).items()}
     table = sizes["language", "embed", "embedding"]
     of = lambda name: sum(size for path, size in sizes.items() if path[0] == name)  # noqa: E731
-    return of("vision"), of("language") - table, table
+    return of("vision"), of("language") - table
 
 
 def test_the_work_of_a_patch_counts_the_experts_that_a_token_meets():
     mesh = learner("all").mesh
     model_def = with_experts((0, 1))
     experts = 2 * 8 * 3 * 32 * 16  # layers x experts x maps x width x ffn
-    vision, language, table = sizes_of(model_def)
+    vision, language = sizes_of(model_def)
     per_token = language - experts + experts * 2 / 8
-    found = TrainablePolicy.of_model(model_def, mesh).costs
-    assert found == pytest.approx((vision / per_token, table / per_token))
-    vision, language, table = sizes_of(TINY)
-    assert TrainablePolicy.of_model(TINY, mesh).costs == pytest.approx((vision / language, table / language))
+    assert TrainablePolicy.of_model(model_def, mesh).patch_cost == pytest.approx(vision / per_token)
+    vision, language = sizes_of(TINY)
+    assert TrainablePolicy.of_model(TINY, mesh).patch_cost == pytest.approx(vision / language)
 
 
 def test_a_patch_costs_nothing_without_a_tower():
@@ -251,7 +250,7 @@ def test_a_patch_costs_nothing_without_a_tower():
         config=dataclasses.replace(TINY.config, vision=None, image_token_id=None, model_type="qwen3"),
     )
     policy = TrainablePolicy.of_model(text_only, learner("all").mesh)
-    assert policy.costs.patch == 0 and policy.patch_elements == 0
+    assert policy.patch_cost == 0 and policy.patch_elements == 0
 
 
 def test_offloaded_moments_lie_in_host_memory_and_change_nothing():

@@ -126,13 +126,14 @@ def test_blocks_of_tokens_change_nothing(token_block):
 
 
 @pytest.mark.parametrize(
-    "sizes,vocab,valid", [({"tensor": 4}, 48, None), ({"tensor": 2}, 50, 47), ({"fsdp": 2, "tensor": 2}, 52, 27)]
+    "sizes,vocab,valid",
+    [({"tensor": 4}, 48, None), ({"tensor": 2}, 50, 47), ({"fsdp": 2, "tensor": 2}, 52, 27), ({"data": 8}, 50, None)],
 )
 def test_a_head_that_is_split_over_the_vocabulary_gives_the_same(sizes, vocab, valid):
     mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:8])
     hidden, head, targets = problem(n=16, vocab=vocab)
     targets = targets % (valid or vocab)
-    options = {"block": 7, "token_block": 3, "valid_vocab": valid}
+    options = {"block": 7, "token_block": 3, "valid_vocab": valid, "counted": jnp.arange(16) % 7 > 1}
     (_, want), want_grads = gradients_of(hidden, head, targets, **options)
     rows, split = (NamedSharding(mesh, P(axes)) for axes in (ROW_AXES, "tensor"))
     placed = jax.device_put(hidden, rows), jax.device_put(head, split), jax.device_put(targets, rows)
@@ -140,6 +141,40 @@ def test_a_head_that_is_split_over_the_vocabulary_gives_the_same(sizes, vocab, v
     for a, b in zip((*got, *got_grads), (*want, *want_grads), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
     assert got_grads[1].sharding.is_equivalent_to(split, 2)
+
+
+def test_blocks_without_a_counted_token_are_not_looked_at():
+    """Of blocks of four tokens the second and the last hold nothing; infinities there would spoil every sum."""
+    hidden, head, targets = problem(n=14)
+    counted = jnp.asarray([1, 0, 1, 1] + [0] * 4 + [0, 0, 0, 1] + [0] * 2, bool)
+    (_, want), want_grads = gradients_of(jnp.where(counted[:, None], hidden, 0.0), head, targets, block=16)
+    spoilt = hidden.at[4:8].set(jnp.nan).at[12:].set(jnp.inf)
+    (_, got), got_grads = gradients_of(spoilt, head, targets, block=16, token_block=4, counted=counted)
+    weights = jnp.where(counted, 1.0, 0.0)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b * weights, atol=1e-5)
+    np.testing.assert_allclose(got_grads[0], want_grads[0] * weights[:, None], atol=1e-5)
+
+    def loss(head):
+        both = plain(hidden, head, targets, 0.7, None)
+        parts = np.random.default_rng(1).normal(size=(2, 14))
+        return sum((jnp.asarray(w, jnp.float32) * weights * y).sum() for w, y in zip(parts, both, strict=True))
+
+    np.testing.assert_allclose(got_grads[1], jax.grad(loss)(head), atol=1e-5)
+
+
+def test_devices_compute_their_own_tokens():
+    mesh = make_mesh(MeshConfig(data=8), jax.devices()[:8])
+    n, vocab, width = 88, 52, 17
+    rows, whole = NamedSharding(mesh, P(ROW_AXES)), NamedSharding(mesh, P())
+    shapes = (
+        jax.ShapeDtypeStruct((n, width), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((vocab, width), jnp.float32, sharding=whole),
+        jax.ShapeDtypeStruct((n,), jnp.int32, sharding=rows),
+    )
+    text = jax.jit(lambda *x: gradients_of(*x, block=5, token_block=6, mesh=mesh)).lower(*shapes).compile().as_text()
+    assert f"[{n},{width}]" not in text and "all-gather" not in text
+    assert "[6,5]" in text
 
 
 def test_a_split_head_is_not_gathered():

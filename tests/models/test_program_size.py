@@ -68,7 +68,6 @@ def rows_of(config: ModelConfig, pictures: list[list[tuple[int, int, int]]]) -> 
         groups=tuple(groups),
         row_length=48,
         row_patches=PATCHES,
-        row_responses=8,
         rows_per_micro_batch=len(groups),
         contents=tuple(((number, (0,)),) for number in range(len(groups))),
         sequences=len(groups),

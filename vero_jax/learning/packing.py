@@ -1,7 +1,7 @@
 """Which responses go to which row, and of which shape the rows are: on the host (numpy).
 
 A compiled program depends on the shape of its rows, so there is a short fixed table of shapes, and a mini-batch takes
-the one in which its padding costs least. A row never exceeds its tokens, patches or response tokens.
+the one in which its padding costs least. A row never exceeds its tokens or patches.
 """
 
 from __future__ import annotations
@@ -27,18 +27,10 @@ PATCH_STEP = 16
 
 
 class RowShape(NamedTuple):
-    """T tokens, P vision patches and U response tokens of a row."""
+    """T tokens and P vision patches of a row."""
 
     tokens: int
     patches: int
-    responses: int
-
-
-class Costs(NamedTuple):
-    """Work of a vision patch and of a response token's log-probability, each in language tokens."""
-
-    patch: float = 0.25
-    head: float = 0.5
 
 
 class Piece(NamedTuple):
@@ -51,7 +43,7 @@ class Piece(NamedTuple):
 
 def row_shapes(row_length: int, row_patches: int, rungs: int, patches_per_token: int = 4) -> tuple[RowShape, ...]:
     """The table: `rungs` lengths, each half of the one before (but at least 128 tokens), each without, with some or
-    with all of the patches, and with room for responses in a half or all of its tokens, the longest in quarters.
+    with all of the patches.
 
     A prompt has a token for every `patches_per_token` patches, so shorter rows need fewer of them.
     """
@@ -62,9 +54,7 @@ def row_shapes(row_length: int, row_patches: int, rungs: int, patches_per_token:
     for length in dict.fromkeys(lengths):
         most = min(row_patches, length * patches_per_token)
         patches = dict.fromkeys([0, min(_up(most // 2, PATCH_STEP), most), most])
-        parts = 4 if length == row_length else 2
-        responses = [-(-part * length // parts) for part in range(1, parts + 1)]
-        shapes += [RowShape(length, P, U) for P in patches for U in responses]
+        shapes += [RowShape(length, P) for P in patches]
     return tuple(shapes)
 
 
@@ -77,7 +67,7 @@ def pack_rows(
     mask_truncated: bool = False,
     oversize: Literal["error", "drop"] = "error",
     patch_layout: PatchLayout = WITHOUT_WINDOWS,
-    costs: Costs = Costs(),  # noqa: B008  # frozen
+    patch_cost: float = 0.25,
 ) -> RowPlan:
     """Plans the rows of a mini-batch.
 
@@ -95,11 +85,12 @@ def pack_rows(
       rows_per_micro_batch: rows that are computed together, over all devices.
       oversize: what to do with a response that fits no row.
       patch_layout: of the policy's vision tower.
+      patch_cost: work of a vision patch in language tokens.
 
     Raises:
       UserError: a prompt with one of its responses, or a prompt's images, do not fit a row, and `oversize` is "error".
     """
-    limits = RowShape(*(max(shape[axis] for shape in shapes) for axis in range(3)))
+    limits = RowShape(*(max(shape[axis] for shape in shapes) for axis in range(2)))
     kept: dict[int, list[int]] = {}
     dropped: Counter[str] = Counter()
     sequences = tokens = seen_sequences = seen_tokens = 0
@@ -120,13 +111,12 @@ def pack_rows(
                 continue
             seen_sequences, seen_tokens = seen_sequences + 1, seen_tokens + length
             kept.setdefault(g, []).append(r)
-    shape, rows = _choose(groups, kept, shapes, rows_per_micro_batch, costs)
+    shape, rows = _choose(groups, kept, shapes, rows_per_micro_batch, patch_cost)
     images = [group.prompt.patches for group in groups if len(group.prompt.patches)]
     return RowPlan(
         groups=tuple(groups),
         row_length=shape.tokens,
         row_patches=shape.patches,
-        row_responses=shape.responses,
         rows_per_micro_batch=rows_per_micro_batch,
         contents=tuple(tuple((piece.group, piece.members) for piece in row) for row in rows),
         sequences=sequences,
@@ -144,21 +134,18 @@ def empty_plan(shape: RowShape, rows_per_micro_batch: int, patch_kind: tuple[int
     return RowPlan((), *shape, rows_per_micro_batch, ((),) * rows_per_micro_batch, 0, 0, 0, 0, patch_kind=patch_kind)
 
 
-def token_costs(params: Any, expert_share: float = 1.0) -> Costs:
-    """Work by the parameters that a patch, a token and a prediction each meet.
+def patch_cost(params: Any, expert_share: float = 1.0) -> float:
+    """Work of a vision patch in language tokens, by the parameters that each meets.
 
     Args:
       params: the policy's tree, or its shapes.
       expert_share: of a mixture's experts, the share that one token goes to.
     """
     met: Counter[str] = Counter()
-    table = 0.0
     for path, leaf in flatten_dict(params).items():
-        if path[-1] == "embedding" and path[0] != "vision":
-            table = float(leaf.size)  # of tokens, and of the head where that is another one
-        else:
+        if path[-1] != "embedding" or path[0] == "vision":  # the table of tokens, and the head, are met by few
             met[path[0]] += leaf.size * (expert_share if "moe" in path and "router" not in path else 1.0)
-    return Costs(met["vision"] / met["language"], table / met["language"])
+    return met["vision"] / met["language"]
 
 
 def _too_large(prefix: int, patches: int, length: int, limits: RowShape) -> tuple[str, str] | None:
@@ -180,20 +167,19 @@ def _choose(
     kept: Mapping[int, Sequence[int]],
     shapes: Sequence[RowShape],
     multiple: int,
-    costs: Costs,
+    patch_cost: float,
 ) -> tuple[RowShape, list[list[Piece]]]:
     """The shape with the least work, and the pieces of each of its rows."""
     best: tuple[float, RowShape, list[Piece], list[list[int]]] | None = None
-    split: dict[tuple[int, int], list[Piece] | None] = {}
+    split: dict[int, list[Piece] | None] = {}
     for shape in sorted(set(shapes), reverse=True):
-        key = shape.tokens, shape.responses
-        if key not in split:
-            split[key] = _pieces(groups, kept, shape)
-        pieces = split[key]
+        if shape.tokens not in split:
+            split[shape.tokens] = _pieces(groups, kept, shape)
+        pieces = split[shape.tokens]
         if pieces is None or any(piece.size.patches > shape.patches for piece in pieces):
             continue
-        each = shape.tokens + costs.patch * shape.patches + costs.head * shape.responses
-        total = RowShape(*(sum(piece.size[axis] for piece in pieces) for axis in range(3)))
+        each = shape.tokens + patch_cost * shape.patches
+        total = RowShape(*(sum(piece.size[axis] for piece in pieces) for axis in range(2)))
         fewest = max((-(-amount // most) for amount, most in zip(total, shape, strict=True) if most), default=0)
         if best is not None and -(-fewest // multiple) * multiple * each >= best[0]:
             continue  # not even a perfect packing would be less work
@@ -215,12 +201,12 @@ def _pieces(groups: Sequence[Group], kept: Mapping[int, Sequence[int]], shape: R
     for g, members in kept.items():
         prefix, patches = len(groups[g].prompt.token_ids), len(groups[g].prompt.patches)
         lengths = [len(groups[g].responses[r].token_ids) for r in members]
-        room = min(shape.tokens - prefix, shape.responses)
+        room = shape.tokens - prefix
         if max(lengths) > room:
             return None
         for part in first_fit_decreasing([(length,) for length in lengths], (room,)):
             tokens = sum(lengths[i] for i in part)
-            size = RowShape(prefix + tokens, patches, tokens)
+            size = RowShape(prefix + tokens, patches)
             pieces.append(Piece(g, tuple(members[i] for i in part), size))
     return pieces
 

@@ -22,11 +22,11 @@ from vero_jax.data.patches import PatchLayout
 from vero_jax.errors import UserError
 from vero_jax.learning.aggregation import AggregationMode, Totals, aggregate
 from vero_jax.learning.metrics import mismatch_sums
-from vero_jax.learning.packing import Costs, RowShape, empty_plan, row_shapes, token_costs
+from vero_jax.learning.packing import RowShape, empty_plan, patch_cost, row_shapes
 from vero_jax.learning.rows import RowPlan, Rows, Signals
 from vero_jax.learning.schedule import clip_by_global_norm, descend
 from vero_jax.models.attention import on_mesh, shared_prefix_attention
-from vero_jax.models.head import token_logprobs
+from vero_jax.models.head import token_block_of, token_logprobs
 from vero_jax.models.lora import is_lora
 from vero_jax.models.policy import ModelDef, ParamPath, join_params, split_params
 from vero_jax.parallel.sharding import replicated, row_sharding
@@ -89,8 +89,8 @@ class TrainablePolicy:
     """Whether the parameter at a path is trained. The others get no gradient, no decay and no optimizer state."""
     patch_layout: PatchLayout = dataclasses.field(default_factory=PatchLayout)
     """In which order the vision tower reads patches."""
-    costs: Costs = dataclasses.field(default_factory=Costs)
-    """Work of a vision patch and of a prediction, in language tokens."""
+    patch_cost: float = 0.25
+    """Work of a vision patch, in language tokens."""
     patch_elements: int = 0
     """Numbers in a patch; 0 for a policy without a vision tower."""
 
@@ -129,7 +129,7 @@ class TrainablePolicy:
             model_def.shardings(mesh),
             trains=trains,
             patch_layout=model_def.config.patch_layout,
-            costs=token_costs(params_like, expert_share),
+            patch_cost=patch_cost(params_like, expert_share),
             patch_elements=0 if model_def.config.vision is None else model_def.config.vision.patch_elements,
         )
 
@@ -175,8 +175,10 @@ def model_forward(
             predicting.reshape(-1, predicting.shape[-1]),
             model.head_weight(),
             rows.targets.reshape(-1),
+            counted=rows.responses.mask.reshape(-1) > 0,
             temperature=temperature,
             block=vocab_block,
+            token_block=token_block_of(rows.targets.shape[1]),
             mesh=mesh,
         )
         return logprobs.reshape(rows.targets.shape), entropy.reshape(rows.targets.shape)

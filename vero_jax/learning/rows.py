@@ -75,7 +75,6 @@ class RowPlan:
     groups: tuple[Group, ...]
     row_length: int
     row_patches: int
-    row_responses: int
     rows_per_micro_batch: int
     contents: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...]
     """For each row its (group, responses)."""
@@ -94,9 +93,9 @@ class RowPlan:
         return -(-len(self.contents) // self.rows_per_micro_batch)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, T, P, U), all that a compiled program depends on."""
-        return self.rows_per_micro_batch, self.row_length, self.row_patches, self.row_responses
+    def shape(self) -> tuple[int, int, int]:
+        """(B, T, P), all that a compiled program depends on."""
+        return self.rows_per_micro_batch, self.row_length, self.row_patches
 
     def filled_tokens(self) -> int:
         """Tokens in the rows, padding excluded and repeated prefixes included."""
@@ -118,7 +117,8 @@ class RowPlan:
 
     def micro_batch(self, index: int) -> tuple[Rows, Signals]:
         """The arrays of one micro-batch (numpy); rows past the last are empty."""
-        B, T, P, U = self.shape
+        B, T, P = self.shape
+        U = T  # what holds no response token costs nothing, see `models.head`
         tokens: dict[str, Any] = {
             "token_ids": np.zeros((B, T), np.int32),
             "positions": np.zeros((B, T, 3), np.int32),

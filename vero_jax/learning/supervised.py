@@ -93,7 +93,7 @@ class SupervisedLearner:
             rows_per_micro_batch=self._rows,
             skip_zero_advantage=False,
             patch_layout=self._policy.patch_layout,
-            costs=self._policy.costs,
+            patch_cost=self._policy.patch_cost,
         )
 
     def warm_up(self, state: TrainState) -> TrainState:

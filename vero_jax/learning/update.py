@@ -122,7 +122,7 @@ class Learner:
             mask_truncated=actor.mask_truncated,
             oversize=actor.oversize,
             patch_layout=self._policy.patch_layout,
-            costs=self._policy.costs,
+            patch_cost=self._policy.patch_cost,
         )
 
     def warm_up(self, state: TrainState) -> TrainState:

@@ -28,7 +28,14 @@ NEGATIVE = -1e30
 """A logit that counts for nothing; finite, so that no difference of two becomes NaN."""
 
 TOKEN_BLOCK = 4096
-"""Tokens that are computed at a time: with 16,384 vocabulary entries, 268 MB of logits."""
+"""Tokens that are computed at a time, at most: with 16,384 vocabulary entries, 268 MB of logits."""
+
+SMALLEST_TOKEN_BLOCK = 128
+
+
+def token_block_of(row: int) -> int:
+    """Tokens per block for rows of so many: about an eighth of them, because blocks of padding are skipped."""
+    return min(max(-(-row // 128) * 16, SMALLEST_TOKEN_BLOCK), TOKEN_BLOCK)
 
 
 def token_logprobs(
@@ -36,6 +43,7 @@ def token_logprobs(
     head: Float[Array, "V D"],
     targets: Int32[Array, "n"],
     *,
+    counted: Bool[Array, "n"] | None = None,
     temperature: float | Float32[Array, ""],
     block: int,
     token_block: int = TOKEN_BLOCK,
@@ -50,19 +58,24 @@ def token_logprobs(
     Args:
       hidden: states after the final norm, in the activations' type, to which `head` is rounded.
       targets: ids in [0, valid_vocab).
+      counted: the others get zeros and no gradient, and blocks of tokens without any counted one are skipped; None
+        counts all.
       temperature: divides the logits; 0 (greedy sampling) counts as 1. No gradient flows to it.
       block: vocabulary entries per block.
       token_block: tokens per block; [token_block, block] float32 is the largest array.
       valid_vocab: rows of `head` from here on are no vocabulary entries and take no part; None uses all.
-      mesh: where the arrays lie, n over the row axes and V over the tensor axis, if that divides it: every device
-        then computes the blocks of its own entries, and sums travel instead of the head. None: one device.
+      mesh: where the arrays lie, n over the row axes and V over the tensor axis, if those divide them: every device
+        then computes its own tokens and the blocks of its own entries, and sums travel instead of the head. None: one
+        device.
     """
+    counted = jnp.ones(targets.shape, bool) if counted is None else counted
     valid = head.shape[0] if valid_vocab is None else valid_vocab
     layout = _Blocks(
         min(block, head.shape[0]), min(token_block, max(len(hidden), 1)), valid, _usable(mesh, hidden, head)
     )
     # Both functions of this module round the head to the activations' type, so sampler and learner agree.
-    return _token_logprobs(hidden, head.astype(hidden.dtype), targets, inverse_temperature(temperature), layout)
+    head, inverse = head.astype(hidden.dtype), inverse_temperature(temperature)
+    return _token_logprobs(hidden, head, (targets, counted), inverse, layout)
 
 
 class _Blocks(NamedTuple):
@@ -79,8 +92,8 @@ class _Blocks(NamedTuple):
 
 
 def _usable(mesh: Mesh | None, hidden: Array, head: Array) -> Mesh | None:
-    """The mesh, if it splits the head: several devices along the tensor axis, which divides the vocabulary."""
-    if mesh is None or mesh.shape["tensor"] == 1 or head.shape[0] % mesh.shape["tensor"]:
+    """The mesh, if there are several devices and it divides tokens and vocabulary."""
+    if mesh is None or mesh.size == 1 or head.shape[0] % mesh.shape["tensor"]:
         return None
     return mesh if len(hidden) % row_shards(mesh) == 0 else None
 
@@ -139,16 +152,19 @@ class _Sums(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _token_logprobs(hidden: Array, head: Array, targets: Array, inverse: Array, layout: _Blocks) -> tuple[Array, Array]:
+def _token_logprobs(
+    hidden: Array, head: Array, targets: tuple[Array, Array], inverse: Array, layout: _Blocks
+) -> tuple[Array, Array]:
+    """`targets` are the ids, and which of the tokens count."""
     return _forward(hidden, head, targets, inverse, layout)[0]
 
 
-def _forward(hidden: Array, head: Array, targets: Array, inverse: Array, layout: _Blocks) -> tuple:
+def _forward(hidden: Array, head: Array, targets: tuple[Array, Array], inverse: Array, layout: _Blocks) -> tuple:
     if layout.mesh is None:
         sums = _sums(hidden, head, targets, inverse, jnp.int32(0), layout)
     else:
 
-        def on_device(hidden: Array, head: Array, targets: Array, inverse: Array) -> _Sums:
+        def on_device(hidden: Array, head: Array, targets: tuple[Array, Array], inverse: Array) -> _Sums:
             first = jax.lax.axis_index("tensor") * len(head)
             sums = _sums(hidden, head, targets, inverse, first, layout.local(*map(len, (head, hidden))))
             sums = sums.relative_to(jax.lax.pmax(sums.top, "tensor"))
@@ -156,17 +172,23 @@ def _forward(hidden: Array, head: Array, targets: Array, inverse: Array, layout:
 
         specs = P(ROW_AXES), P("tensor"), P(ROW_AXES), P()
         sums = _sharded(on_device, layout.mesh, specs, P(ROW_AXES))(hidden, head, targets, inverse)
-    log_total = jnp.log(sums.total)
-    entropy = log_total - sums.moment / sums.total
+    counted = targets[1]
+    total = jnp.where(counted, sums.total, 1.0)
+    log_total = jnp.log(total)
+    entropy = jnp.where(counted, log_total - sums.moment / total, 0.0)
     # (z - top) is exact where it matters; top + log_total would be rounded at the size of the largest logit.
-    logprobs = sums.target - sums.top - log_total
+    logprobs = jnp.where(counted, sums.target - sums.top - log_total, 0.0)
     return (logprobs, entropy), (hidden, head, targets, inverse, sums.top, log_total, entropy)
 
 
-def _sums(hidden: Array, head: Array, targets: Array, inverse: Array, first: Array, layout: _Blocks) -> _Sums:
+def _sums(
+    hidden: Array, head: Array, targets: tuple[Array, Array], inverse: Array, first: Array, layout: _Blocks
+) -> _Sums:
     """Over the vocabulary entries from `first` on, of which `head` has the rows."""
 
-    def of_tokens(hidden: Array, targets: Array) -> _Sums:
+    def of_tokens(_: None, part: tuple[Array, Array]) -> tuple[None, _Sums]:
+        hidden, targets = part
+
         def add_block(sums: _Sums, i: Array) -> tuple[_Sums, None]:
             logits, entries, counted = block_logits(hidden, head, inverse, i, layout.vocab, layout.valid - first)
             sums = sums.relative_to(jnp.maximum(sums.top, logits.max(-1)))
@@ -182,18 +204,14 @@ def _sums(hidden: Array, head: Array, targets: Array, inverse: Array, first: Arr
 
         n = len(hidden)
         start = _Sums(jnp.full(n, NEGATIVE), jnp.zeros(n), jnp.zeros(n), jnp.zeros(n))
-        return over_blocks(add_block, start, len(head), layout.vocab)
+        return None, over_blocks(add_block, start, len(head), layout.vocab)
 
-    n, size = len(hidden), layout.tokens
-    if size >= n:
-        return of_tokens(hidden, targets)
-    parts = jax.lax.map(lambda part: of_tokens(*part), _cut((hidden, targets), size))
-    return jax.tree.map(lambda x: x.reshape(-1)[:n], parts)
+    return _over_tokens(of_tokens, None, (hidden, targets[0]), targets[1], layout.tokens)[1]
 
 
 def _backward(layout: _Blocks, kept: tuple, cotangents: tuple[Array, Array]) -> tuple:
-    hidden, head, targets, inverse, *rest = kept
-    per_token = hidden, targets, *rest, *cotangents
+    hidden, head, (targets, counted), inverse, *rest = kept
+    per_token = hidden, targets, *rest, *(jnp.where(counted, x, 0.0) for x in cotangents), counted
     if layout.mesh is None:
         d_hidden, d_head = _gradients(per_token, head, inverse, jnp.int32(0), layout)
     else:
@@ -208,7 +226,7 @@ def _backward(layout: _Blocks, kept: tuple, cotangents: tuple[Array, Array]) -> 
         outs = P(ROW_AXES), P("tensor")
         d_hidden, d_head = _sharded(on_device, layout.mesh, specs, outs)(per_token, head, inverse)
     no_gradient = np.zeros(targets.shape, jax.dtypes.float0)
-    return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype), no_gradient, jnp.zeros_like(inverse)
+    return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype), (no_gradient,) * 2, jnp.zeros_like(inverse)
 
 
 def _gradients(
@@ -236,21 +254,37 @@ def _gradients(
         d_hidden, d_head = over_blocks(add_block, start, len(head), layout.vocab)
         return d_head, d_hidden
 
-    n, size = len(per_token[0]), layout.tokens
-    d_head = jnp.zeros(head.shape)
+    counted = per_token[-1]
+    d_head, d_hidden = _over_tokens(of_tokens, jnp.zeros(head.shape), per_token[:-1], counted, layout.tokens)
+    return d_hidden, d_head
+
+
+def _over_tokens(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, per_token: Any, counted: Bool[Array, "n"], size: int
+) -> tuple[Any, Any]:
+    """Folds body(carry, part) -> (carry, results) over the parts of `size` tokens of which at least one counts.
+
+    Returns the last carry and the results of all tokens, zeros where a part was skipped. Zeros fill the last part, and
+    add nothing to any gradient.
+    """
+    n = len(counted)
     if size >= n:
-        d_head, d_hidden = of_tokens(d_head, per_token)
-        return d_hidden, d_head
-    d_head, d_hidden = jax.lax.scan(of_tokens, d_head, _cut(per_token, size))
-    return d_hidden.reshape(-1, d_hidden.shape[-1])[:n], d_head
+        return body(carry, per_token)
 
+    def cut(x: Array) -> Array:
+        return jnp.pad(x, ((0, -n % size), *((0, 0),) * (x.ndim - 1))).reshape(-1, size, *x.shape[1:])
 
-def _cut(per_token: Any, size: int) -> Any:
-    """Arrays over tokens in parts of `size`; zeros fill the last one, and zeros add nothing to any gradient."""
-    return jax.tree.map(
-        lambda x: jnp.pad(x, ((0, -len(x) % size), *((0, 0),) * (x.ndim - 1))).reshape(-1, size, *x.shape[1:]),
-        per_token,
-    )
+    def add_part(i: Array, both: tuple) -> tuple:
+        carry, results = both
+        carry, new = body(carry, jax.tree.map(lambda x: x[order[i]], parts))
+        return carry, jax.tree.map(lambda x, y: x.at[order[i]].set(y), results, new)
+
+    parts, used = jax.tree.map(cut, per_token), cut(counted).any(-1)
+    order = jnp.argsort(~used, stable=True)
+    shapes = jax.eval_shape(body, carry, jax.tree.map(lambda x: x[0], parts))[1]
+    results = jax.tree.map(lambda x: jnp.zeros((len(used), *x.shape), x.dtype), shapes)
+    carry, results = jax.lax.fori_loop(0, used.sum(), add_part, (carry, results))
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], results)
 
 
 def _sharded(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
