@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Set before jax is imported anywhere. Most of the time of these tests is XLA's, on programs that recur.
@@ -27,6 +28,19 @@ from vero_jax.runtime.compilation import spare_host_threads
 spare_host_threads()
 
 REPO = Path(__file__).resolve().parent.parent
+
+MOST_MAPPINGS = 20_000
+"""Of a process's memory. Linux allows 65,530, compiled programs take some each, and without any left XLA crashes."""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Lets go of compiled programs before there are too many; the cache on disk has most of them."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def shared_dir() -> Path | None:
