@@ -20,7 +20,8 @@ SHORT = (
     "trainer.steps=1", "trainer.prompts_per_step=6", "trainer.val_every=0", "actor.mini_batch_prompts=6", "rollout.n=2",
     "rollout.concurrent_responses=12", "rollout.max_response_length=16", "reward.overlong_buffer=4", "optim.lr=1e-3",
     "optim.warmup_steps=0", "optim.schedule=constant", "data.mini.train_size=60", "data.mini.val_size=18",
-    "data.max_val_examples=6", "data.max_prompt_length=512", "rollout.prompt_buckets=512", "rollout.patch_buckets=256",
+    "data.max_val_examples=6", "data.max_prompt_length=512", "rollout.prompt_buckets=512",
+    "rollout.patch_buckets=[256,1024]",
     "actor.row_length=1024", "actor.row_patches=1024", "actor.entropy_coef=0.01",
 )  # fmt: skip
 
