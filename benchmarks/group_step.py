@@ -93,7 +93,11 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     compared = [row for row in rows if row["ratio"] is not None]
     figure, axes = plt.subplots(1, max(len(compared), 1), figsize=(3 * max(len(compared), 1), 3.2), squeeze=False)
     for axis, row in zip(axes[0], compared, strict=False):
-        axis.bar(["vero_jax", row["peer"].split()[0]], [row["ours_s"], row["peer_s"]], color=["#2a6f97", "#b0b7bd"])
+        axis.bar(
+            ["vero_jax", row["peer"].replace("Hugging Face", "HF")],
+            [row["ours_s"], row["peer_s"]],
+            color=["#2a6f97", "#b0b7bd"],
+        )
         axis.set_title(f"{row['work']}\n1 / {1 / row['ratio']:.1f} of the time", fontsize=9)
         axis.set_ylabel("seconds")
         axis.spines[["top", "right"]].set_visible(False)
