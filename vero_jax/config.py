@@ -323,6 +323,18 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes as one run, one to a host, each started with the same command; docs/pods.md."""
+
+    mode: Literal["auto", "manual", "off"] = "auto"  # TPU slices, Slurm and Open MPI are found; or by the next three
+    coordinator: str = ""  # host:port of process 0
+    num_processes: int = 0
+    process_id: int = -1  # of this host, from 0
+    timeout_s: float = 300.0  # for all to find each other
+    peer_timeout_s: float = 30.0  # of silence of a process, after which the others end
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     name: str = "run"
     seed: int = 0
@@ -337,3 +349,4 @@ class Config:
     cold_start: ColdStartConfig = ColdStartConfig()
     trainer: TrainerConfig = TrainerConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()

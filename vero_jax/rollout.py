@@ -11,13 +11,14 @@ from typing import Any
 from vero_jax.config import SamplingConfig
 from vero_jax.data.boxes import ground_truth_at_size
 from vero_jax.errors import UserError
+from vero_jax.parallel.distributed import Hosts
 from vero_jax.rewards.items import reward_items
 from vero_jax.rewards.judge_pool import Judgement, JudgePool
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rewards.settings import RewardItem
 from vero_jax.sampling.engine import Engine
 from vero_jax.sampling.inputs import fitting
-from vero_jax.types import Group, Prompt
+from vero_jax.types import Group, Prompt, Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +56,23 @@ def rollout(
     max_new_tokens: int,
     coordinates: str = "normalized_1000",
     judge: JudgePool | None = None,
+    hosts: Hosts | None = None,
 ) -> Rollout:
     """Samples n responses to each prompt and scores them; DESIGN: `Prompt -> Group -> Group with Scores`.
 
     Args:
       seed, step: what the samples depend on, beside the prompt and the sample's number.
       coordinates: `data.coordinates`, what the policy's boxes and points mean.
-      judge: scores the reward types that need one; None leaves them to the rules.
+      judge: scores the reward types that need one; None leaves them to the rules. With several processes the primary
+        one has it, so that its server is asked once.
+      hosts: the processes of the run. Each scores its share of the groups; all get all scores.
 
     Raises:
       UserError: a prompt fits no bucket, or its image tokens do not match its images, and `rollout.oversize` is
         "error"; with "drop" such prompts have no group and are counted.
     """
     start = time.perf_counter()
+    hosts = hosts or Hosts()
     left_out: Mapping[str, int] = {}
     if engine.rollout.oversize == "drop":
         prompts, left_out = fitting(prompts, engine.buckets, engine.patch_layout.merge_size)
@@ -90,17 +95,27 @@ def rollout(
             groups[index] = group
             if judge is not None:
                 asked[index] = judge.submit(group)
+            if index % hosts.count != hosts.index:
+                continue
             prompt, truth = _as_judged(group.prompt, coordinates)
             yield index, reward_items(prompt, group.responses, truth)
         generated = time.perf_counter()
 
-    for index, scores in rewards.score_groups(items()):
-        groups[index] = dataclasses.replace(groups[index], scores=tuple(scores))
-    if judge is not None:
+    own = {index: tuple(scores) for index, scores in rewards.score_groups(items())}
+    for scored in hosts.exchange(own):
+        for index, scores in scored.items():
+            groups[index] = dataclasses.replace(groups[index], scores=scores)
+
+    def judged() -> dict[int, tuple[Score, ...]]:
         # Only here, because waiting inside the loop would hold up the device.
-        for index, group in groups.items():
-            groups[index] = dataclasses.replace(group, scores=judge.blended(group, asked[index]))
+        if judge is None:
+            return {}
+        found = {index: judge.blended(groups[index], futures) for index, futures in asked.items() if futures}
         judge.rest()
+        return found
+
+    for index, scores in hosts.agree(judged).items():
+        groups[index] = dataclasses.replace(groups[index], scores=scores)
     return Rollout(
         groups=[groups[index] for index in range(len(prompts))],
         gen_s=generated - start,

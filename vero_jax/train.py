@@ -30,14 +30,12 @@ from vero_jax.rewards.pool import RewardPool
 from vero_jax.rollout import check_missing, rollout
 from vero_jax.runtime.checkpoint import CheckpointMeta, Checkpoints
 from vero_jax.runtime.compilation import devices_line
-from vero_jax.runtime.curves import plot_run
-from vero_jax.runtime.metrics import MetricsLog
-from vero_jax.runtime.pages import write_index, write_sample_page
 from vero_jax.runtime.progress import Progress
-from vero_jax.runtime.run_dir import RunDir, fingerprint, open_run
+from vero_jax.runtime.record import Record
+from vero_jax.runtime.run_dir import RunDir, fingerprint
 from vero_jax.runtime.signals import StopRequest, resume_hint
-from vero_jax.runtime.summary import Accuracy, Summary, closing_lines, write_summary
-from vero_jax.setup import System, build_system
+from vero_jax.runtime.summary import Accuracy, Summary
+from vero_jax.setup import System, build_system, join, open_shared_run
 from vero_jax.types import Group, Prompt
 from vero_jax.validation import accuracy_of, validate
 
@@ -52,10 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     config = load_config(argv)
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress())
-        run = stack.enter_context(open_run(config))
+        hosts = stack.enter_context(join(config))
+        progress = stack.enter_context(Progress(quiet=not hosts.primary))
+        run = stack.enter_context(open_shared_run(config, hosts))
         stop = stack.enter_context(StopRequest(progress.say))
-        system = build_system(config, run, progress.say)
+        system = build_system(config, run, progress.say, hosts)
         judge = system.judge_pool(progress.say)
         if judge is not None:
             stack.enter_context(judge)
@@ -64,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = stack.enter_context(Recipe(config, run, system, rewards, judge, checkpoints, progress, stop))
         recipe.spent("setup", time.perf_counter() - started)
         lines = recipe.train()
-    print("\n".join(lines) if lines else resume_hint(" ".join(["python -m vero_jax.train", *argv]), recipe.at.step))
+    if hosts.primary:
+        command = " ".join(["python -m vero_jax.train", *argv])
+        print("\n".join(lines) if lines else resume_hint(command, recipe.at.step))
     return 0 if lines else stop.exit_code
 
 
@@ -103,7 +104,9 @@ class Recipe:
         self.kl = KLController.from_config(config.algorithm)
         self.needs_reference = self.learner.needs_reference or config.algorithm.kl_in_reward
         self.state, self.reference, metrics_position = self._begin()
-        self.log = MetricsLog(run, config, metrics_position)
+        self.record = Record(run, config, metrics_position, writes=system.hosts.primary)
+        if metrics_position is not None:
+            self.record.forget_after(self.at.phase_step if self.at.phase == "reinforcement" else 0)
 
     def train(self) -> list[str]:
         """Everything in its order. Returns the closing lines, or none when the run was told to stop."""
@@ -137,7 +140,7 @@ class Recipe:
                     self.state, metrics = self.teacher.step(self.state, pairs, step)
                 self._advance(step)
                 if step % config.log_every == 0 or step == config.steps:
-                    self.log.log(step, metrics, phase="cold_start")
+                    self.record.metrics(step, metrics, phase="cold_start")
                 self.progress.step({"loss": metrics["cold_start/loss"], "lr": metrics["cold_start/lr"]})
                 if self._due(self.config.trainer.save_every, self.at.step):
                     self.save()
@@ -190,6 +193,7 @@ class Recipe:
             max_new_tokens=config.rollout.max_response_length,
             coordinates=self.system.coordinates,
             judge=self.judge,
+            hosts=self.system.hosts,
         )
         check_missing(rolled, config.reward.max_missing_share, step, self.judge)
         sampled = time.perf_counter()
@@ -242,11 +246,12 @@ class Recipe:
                 step=self.at.phase_step,
                 coordinates=self.system.coordinates,
                 judge=self.judge,
+                hosts=self.system.hosts,
             )
             seconds = time.perf_counter() - start
         self.at.results[name] = measured.to_json()
         step = self.at.phase_step if self.at.phase == "reinforcement" else 0
-        self.log.log(step, {"stage": stage, **measured.metrics, "timing_s/testing": seconds}, phase="validation")
+        self.record.metrics(step, {"stage": stage, **measured.metrics, "timing_s/testing": seconds}, phase="validation")
         self.progress.say(f"  {measured}" + "".join(f"; {count} left out: {why}" for why, count in problems.items()))
 
     def _drawn(self) -> int:
@@ -267,7 +272,7 @@ class Recipe:
             seed=self.config.seed,
             data_position=self._drawn(),
             data=self.system.data_identity,
-            metrics_position=self.log.position,
+            metrics_position=self.record.position,
             fingerprint=fingerprint(self.config),
             kl_controller={"coef": self.kl.coef},
             seconds=at.seconds,
@@ -281,10 +286,9 @@ class Recipe:
             self.save()
             self.checkpoints.wait()
             if self.config.trainer.export:
-                shutil.rmtree(self.run.export, ignore_errors=True)  # of an earlier, shorter run of the same folder
+                # Of an earlier, shorter run of the same folder.
+                self.system.hosts.agree(lambda: shutil.rmtree(self.run.export, ignore_errors=True))
                 self.system.export(self.state.params, self.run.export)
-            self.log.close()
-            plot_run(self.run.path, self.run.curves)
         summary = Summary(
             config=self.config,
             sampled=_accuracies(self.at.results, "sampled"),
@@ -300,8 +304,7 @@ class Recipe:
                 },
             },
         )
-        write_summary(self.run, summary)
-        return list(closing_lines(self.run, summary))
+        return self.record.finish(summary)
 
     def _begin(self) -> tuple[TrainState, Params | None, int | None]:
         """The state to start from: the newest checkpoint's, or the policy folder's weights."""
@@ -319,7 +322,6 @@ class Recipe:
         if self.at.phase_step < self.config.trainer.steps:
             self.at.results.pop("final", None)  # a run that goes on is measured again at its new end
         self.kl = dataclasses.replace(self.kl, coef=meta.kl_controller["coef"])
-        self.run.cut_after(meta.phase_step if meta.phase == "reinforcement" else 0)
         self.progress.say(f"resuming from the checkpoint at {meta.phase.replace('_', ' ')} step {meta.phase_step}")
         state = saved["state"]
         reference = programs.completed(saved["reference"], state.params) if self.needs_reference else None
@@ -355,7 +357,7 @@ class Recipe:
     def _report(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         trainer = self.config.trainer
         if step % trainer.log_every == 0 or step == trainer.steps:
-            self.log.log(step, metrics)
+            self.record.metrics(step, metrics)
         accuracy = accuracy_of(groups).overall
         formats = [score.format for group in groups for score in group.scores if score.missing is None]
         self.progress.step(
@@ -368,8 +370,7 @@ class Recipe:
             }
         )
         if self._due(trainer.samples_every, step) or step == 1 or step == trainer.steps:
-            write_sample_page(self.run.sample_page(step), groups, step=step, run_name=self.config.name)
-            write_index(self.run.samples, self.config.name)
+            self.record.samples(step, groups)
 
     def spent(self, name: str, seconds: float) -> None:
         """Adds to the time of a phase, over all processes that the run has had."""
@@ -385,7 +386,7 @@ class Recipe:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.log.close()
+        self.record.close()
 
 
 def _accuracies(results: Mapping[str, Mapping[str, Any]], mode: str) -> dict[str, Accuracy]:

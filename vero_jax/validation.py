@@ -11,6 +11,7 @@ import numpy as np
 
 from vero_jax.config import Config, SamplingConfig
 from vero_jax.learning.metrics import validation_metrics
+from vero_jax.parallel.distributed import Hosts
 from vero_jax.rewards.judge_pool import JudgePool
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rollout import check_missing, rollout
@@ -63,6 +64,7 @@ def validate(
     step: int,
     coordinates: str = "normalized_1000",
     judge: JudgePool | None = None,
+    hosts: Hosts | None = None,
 ) -> Validation:
     """Answers all validation questions and writes them to `validation/<name>.jsonl`.
 
@@ -73,6 +75,7 @@ def validate(
         validations differ by the policy alone.
       coordinates: what the policy's boxes and points mean.
       judge: scores the reward types that need one.
+      hosts: the processes of the run; the primary one writes the answers.
     """
     trainer = config.trainer
     modes: list[tuple[str, SamplingConfig, bool]] = [("sampled", trainer.val_sampling, False)]
@@ -95,14 +98,17 @@ def validate(
                 max_new_tokens=config.rollout.max_response_length,
                 coordinates=coordinates,
                 judge=judge,
+                hosts=hosts,
             )
             check_missing(rolled, config.reward.max_missing_share, step, judge)
             # The pixels have done their work; a large validation set must not pile them up.
             groups[mode] += [
                 dataclasses.replace(group, prompt=_without_pixels(group.prompt)) for group in rolled.groups
             ]
-    lines = [json.dumps(record, ensure_ascii=False) for mode in groups for record in _records(groups[mode], mode, step)]
-    atomic_write(run.validation_file(name), "\n".join(lines) + "\n")
+    if hosts is None or hosts.primary:
+        records = (record for mode in groups for record in _records(groups[mode], mode, step))
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        atomic_write(run.validation_file(name), "\n".join(lines) + "\n")
     measured = _summarise(groups)
     judged = {} if judge is None else {f"val/{name}": value for name, value in judge.metrics().items()}
     return dataclasses.replace(measured, metrics=measured.metrics | judged)

@@ -34,6 +34,7 @@ from vero_jax.errors import UserError
 from vero_jax.types import Example
 
 T = TypeVar("T")
+Gather = Callable[[list[Any]], list[Any]]
 
 READ_THREADS = 2
 READ_AHEAD = 32  # questions held ready beyond a batch, where memory allows
@@ -87,7 +88,9 @@ class QuestionStream(Generic[T]):
       transform: Example -> what batches hold, in a worker thread or process; a `RowError`, `PromptError` or
         `ImageError` it raises replaces the row by another one of its domain and is counted. None: the examples.
       selection: the rows to use; None uses all that need no judge.
-      host, hosts: which share of every batch this process gets; `hosts` divides `batch_size`.
+      host, hosts: which share of every batch this process reads; `hosts` divides `batch_size`.
+      gather: all items out of one list per process, `everything[host::hosts]`, so that batches are whole in each; None
+        leaves each process its share.
 
     Raises:
       UserError: no domain with a weight has rows, or the batch cannot be divided.
@@ -104,10 +107,11 @@ class QuestionStream(Generic[T]):
         selection: Selection | None = None,
         host: int = 0,
         hosts: int = 1,
+        gather: Gather | None = None,
     ):
         if batch_size < 1 or batch_size % hosts:
             raise UserError(
-                f"a batch of {batch_size} questions does not divide over {hosts} hosts; change the batch size"
+                f"a batch of {batch_size} questions does not divide over {hosts} processes; change its size"
             )
         selection = selection or select_rows(prepared, data_cfg.train_split, mixture=data_cfg.mixture)
         self.available = selection.available
@@ -122,7 +126,7 @@ class QuestionStream(Generic[T]):
         self.batch_size = batch_size
         self.problems: collections.Counter[str] = collections.Counter()
         """Rows that had to be replaced in the batches given out so far, by reason."""
-        self._share, self._host, self._hosts = batch_size // hosts, host, hosts
+        self._share, self._host, self._hosts, self._gather = batch_size // hosts, host, hosts, gather
         self._workers = data_cfg.workers
         self._read_ahead = read_ahead(data_cfg, selection.largest_prompt, self._share)
         self._draw = _Draw(order, prepared.examples(selection.split), transform)
@@ -131,7 +135,10 @@ class QuestionStream(Generic[T]):
         self._waited = 0.0
 
     def batch(self, step: int) -> list[T]:
-        """This host's share of the batch of a step (from 0). Steps in a row are read ahead, any may be asked for."""
+        """The batch of a step (from 0), or this process's share where nothing gathers.
+
+        Steps in a row are read ahead, any may be asked for.
+        """
         if self._reader is None or step != self._next_step:
             self.close()
             first = step * self.batch_size + self._host
@@ -139,6 +146,8 @@ class QuestionStream(Generic[T]):
             self._reader = _Reader(numbers, self._draw, self._workers, self._read_ahead)
         start = time.perf_counter()
         drawn = [next(self._reader) for _ in range(self._share)]
+        if self._gather is not None:
+            drawn = self._gather(drawn)
         self._waited = time.perf_counter() - start
         self._next_step = step + 1
         for item in drawn:
@@ -209,16 +218,17 @@ def validation_batches(
     problems: collections.Counter[str] | None = None,
     host: int = 0,
     hosts: int = 1,
+    gather: Gather | None = None,
 ) -> Iterator[list[T]]:
     """Every validation question once, in order; the last batch may be smaller.
 
     Args:
       prepared, data_cfg, transform: as for `QuestionStream`; `data_cfg.max_val_examples` takes that many, evenly
         spread.
-      batch_size: questions per list on this host.
+      batch_size: questions per list.
       selection: the rows to use; None uses all of the validation split that need no judge.
       problems: counts the rows that could not be used, by reason; they are left out.
-      host, hosts: this process takes every `hosts`-th question.
+      host, hosts, gather: this process reads every `hosts`-th question; see `QuestionStream`.
     """
     selection = selection or select_rows(prepared, data_cfg.val_split)
     rows = selection.rows
@@ -226,21 +236,25 @@ def validation_batches(
     if limit is not None and limit < len(rows):
         rows = rows[np.arange(limit) * len(rows) // limit]
     rows = rows[host::hosts]
-    if not len(rows):
+    if not len(rows) and gather is None:
         return
     look = _Look(prepared.examples(selection.split), transform)
     ahead = read_ahead(data_cfg, selection.largest_prompt, batch_size)
     reader = _Reader(grain.MapDataset.source(rows), look, data_cfg.workers, ahead)
+    share = -(-batch_size // hosts)
     batch: list[T] = []
     try:
-        for item in reader:
+        while True:
+            read = list(itertools.islice(reader, share))
+            found = read if gather is None else gather(read)
+            if not found:
+                break
             if problems is not None:
-                problems.update(reason for _, reason in item.problems)
-            if item.value is not None:
-                batch.append(item.value)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
+                problems.update(reason for item in found for _, reason in item.problems)
+            batch += [item.value for item in found if item.value is not None]
+            while len(batch) >= batch_size:
+                yield batch[:batch_size]
+                batch = batch[batch_size:]
         if batch:
             yield batch
     finally:

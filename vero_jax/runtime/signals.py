@@ -26,6 +26,7 @@ class StopRequest:
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say
         self._received: int | None = None
+        self._others = 0
         self._previous: dict[int, Any] = {}
 
     @property
@@ -40,8 +41,12 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that ended on the signal (128 + its number), 0 without one."""
-        return 128 + self._received if self._received is not None else 0
+        """What a shell expects of a process that ended on the signal (128 + its number), 0 without one.
+
+        Where another process of the run got the signal, that one's.
+        """
+        number = self._received if self._received is not None else self._others
+        return 128 + number if number else 0
 
     def agreed(self) -> bool:
         """Whether any process of the run got a signal. With several processes all must ask at the same step.
@@ -55,7 +60,8 @@ class StopRequest:
         import numpy as np
         from jax.experimental import multihost_utils
 
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(self.requested))))
+        self._others = int(np.max(multihost_utils.process_allgather(np.int32(self._received or 0))))
+        return self._others > 0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
