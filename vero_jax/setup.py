@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import secrets
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +16,6 @@ from jaxtyping import Int32
 
 from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.config import Config, SamplingConfig
-from vero_jax.config_loader import flatten, to_dict
 from vero_jax.convert import export_hf
 from vero_jax.data.coordinates import Coordinates
 from vero_jax.data.mini import text_corpus
@@ -37,16 +33,16 @@ from vero_jax.models.build import build_policy
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.lora import adapter_base, is_adapter, load_adapted, lora_from, merge_lora, save_adapter
 from vero_jax.models.policy import ModelDef, Params
-from vero_jax.parallel.distributed import Hosts, check_alike, connect
+from vero_jax.parallel.distributed import Hosts
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.rewards.judge_pool import JudgePool
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rewards.router import JUDGED_TYPES
 from vero_jax.rewards.settings import BUILTIN, RewardSettings
-from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads, versions_header
-from vero_jax.runtime.files import atomic_write
-from vero_jax.runtime.run_dir import RunDir, open_run
+from vero_jax.runtime.compilation import versions_header
+from vero_jax.runtime.processes import check_batches
+from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Prompt
 
@@ -212,59 +208,6 @@ class System:
         return {"host": hosts.index, "hosts": hosts.count, "gather": hosts.shares if hosts.count > 1 else None}
 
 
-@contextlib.contextmanager
-def join(config: Config) -> Iterator[Hosts]:
-    """Makes this process one of the run's, before anything is computed.
-
-    Raises:
-      UserError: the others were not found, or were started with other settings.
-    """
-    spare_host_threads()
-    enable_compilation_cache(config.data.cache_dir)
-    with connect(config.distributed) as hosts:
-        check_alike(hosts, flatten(to_dict(config)))
-        yield hosts
-
-
-def open_shared_run(config: Config, hosts: Hosts) -> RunDir:
-    """The run's folder, which the primary process opens and locks, and in which all must find each other's files.
-
-    Raises:
-      UserError: as `open_run`, or the folder is not the same one on every host.
-    """
-    opened: list[RunDir] = []
-    mark = secrets.token_hex(8)
-
-    def first() -> tuple[Path, bool, str]:
-        run = open_run(config)
-        opened.append(run)
-        if hosts.count > 1:
-            atomic_write(run.path / ".hosts", mark)
-        return run.path, run.resuming, mark
-
-    path, resuming, wanted = hosts.agree(first)
-    if hosts.count > 1:
-        absent = [index for index, sees in enumerate(hosts.exchange(_sees(path / ".hosts", wanted))) if not sees]
-        if absent:
-            raise UserError(
-                f"run_dir {path} is not the same folder on every host (process {absent[0]} does not see what process 0 "
-                "writes there): put it on a disk that all hosts share"
-            )
-    return opened[0] if opened else RunDir(path, resuming)
-
-
-def _sees(file: Path, content: str, within_s: float = 10.0) -> bool:
-    """Whether a file has this content; a network's file system may show it a moment later."""
-    deadline = time.monotonic() + within_s
-    while True:
-        with contextlib.suppress(OSError):
-            if file.read_text(encoding="utf-8") == content:
-                return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-
-
 def build_system(config: Config, run: RunDir, say: Callable[[str], None], hosts: Hosts | None = None) -> System:
     """Prepares the data, writes the policy folder if it is to be built, and compiles nothing yet.
 
@@ -272,7 +215,7 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None], hosts:
       UserError: data, policy folder, mesh or limits do not fit; one sentence says which.
     """
     hosts = hosts or Hosts()
-    _check_batches(config, hosts.count)
+    check_batches(config, hosts.count)
     say(versions_header())
     mesh = make_mesh(config.mesh)
     prepared = prepare(config.data.source, config.data, say=say)
@@ -321,16 +264,6 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None], hosts:
     devices = f"{mesh.size} {jax.devices()[0].platform} device(s){processes}"
     say(f"policy: {total} parameters, {trained} trained, from {folder}, on {devices}")
     return system
-
-
-def _check_batches(config: Config, processes: int) -> None:
-    """Whether each process can read as many questions of a batch as the others."""
-    sizes = {"trainer.prompts_per_step": config.trainer.prompts_per_step}
-    if config.cold_start.steps:
-        sizes["cold_start.batch_size"] = config.cold_start.batch_size
-    for name, size in sizes.items():
-        if size % processes:
-            raise UserError(f"{name}={size} questions do not divide over {processes} processes; make it a multiple")
 
 
 def _check_image_limit(config: Config, processor: Processor) -> None:

@@ -30,12 +30,13 @@ from vero_jax.rewards.pool import RewardPool
 from vero_jax.rollout import check_missing, rollout
 from vero_jax.runtime.checkpoint import CheckpointMeta, Checkpoints
 from vero_jax.runtime.compilation import devices_line
+from vero_jax.runtime.processes import join, open_shared_run
 from vero_jax.runtime.progress import Progress
 from vero_jax.runtime.record import Record
 from vero_jax.runtime.run_dir import RunDir, fingerprint
 from vero_jax.runtime.signals import StopRequest, resume_hint
 from vero_jax.runtime.summary import Accuracy, Summary
-from vero_jax.setup import System, build_system, join, open_shared_run
+from vero_jax.setup import System, build_system
 from vero_jax.types import Group, Prompt
 from vero_jax.validation import accuracy_of, validate
 

@@ -72,7 +72,7 @@ def test_values_go_round_and_all_agree():
     for process in processes:
         output, errors = process.communicate(timeout=300)
         assert output, errors
-        assert json.loads(output) == {
+        assert json.loads(output.splitlines()[-1]) == {  # Gloo has something to say, too
             "sizes": [3_000_000, 6_000_000, 9_000_000],
             "right": True,
             "empty": [None, None, None],
@@ -125,8 +125,8 @@ def test_settings_that_do_not_fit_are_refused(config, named):
         _arguments(config, {})
 
 
-def test_a_coordinator_that_nobody_is_takes_no_longer_than_asked():
-    config = f"DistributedConfig('manual', '127.0.0.1:{free_port()}', 2, 1, timeout_s=5)"
+def test_a_process_without_the_first_one_waits_no_longer_than_asked():
+    config = f"DistributedConfig('manual', '127.0.0.1:{free_port()}', 2, 1, timeout_s=3)"
     code = (
         "import sys\nfrom vero_jax.config import DistributedConfig\nfrom vero_jax.errors import friendly\n"
         "from vero_jax.parallel.distributed import connect\n"
@@ -134,5 +134,5 @@ def test_a_coordinator_that_nobody_is_takes_no_longer_than_asked():
     )
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "have not found each other" in done.stderr, done.stderr
+    assert done.returncode == 2 and "process 0 is not at distributed.coordinator=127.0.0.1:" in done.stderr, done.stderr
     assert time.monotonic() - start < 60

@@ -11,6 +11,8 @@ import contextlib
 import os
 import pickle
 import socket
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,6 +109,8 @@ def connect(config: DistributedConfig) -> contextlib.AbstractContextManager[Host
     arguments = _arguments(config, os.environ)
     if arguments is None:
         return contextlib.nullcontext(Hosts())
+    if config.mode == "manual":
+        _wait_for_coordinator(config)
     try:
         jax.distributed.initialize(
             **arguments,
@@ -122,6 +126,28 @@ def connect(config: DistributedConfig) -> contextlib.AbstractContextManager[Host
         ) from error
     hosts = Hosts(jax.process_index(), jax.process_count())
     return contextlib.nullcontext(hosts) if hosts.count == 1 else _watched(hosts, config)
+
+
+def _wait_for_coordinator(config: DistributedConfig) -> None:
+    """Says what is waited for, and waits for process 0 here: where it does not come, jax would abort this process."""
+    limit = f"at most distributed.timeout_s={config.timeout_s:g} seconds"
+    if config.process_id == 0:
+        others = config.num_processes - 1
+        print(f"process 0 waits at {config.coordinator} for {others} others, {limit}", file=sys.stderr, flush=True)
+        return
+    host, _, port = config.coordinator.rpartition(":")
+    deadline = time.monotonic() + config.timeout_s
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"process 0 is not at distributed.coordinator={config.coordinator} after {config.timeout_s:g} "
+                    f"seconds ({error}); start it there, or correct the address"
+                ) from error
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -204,30 +204,23 @@ class Peers:
 
     def _tell(self, message: dict[str, Any]) -> None:
         with self._lock:
-            for index, link in self._links.items():
-                if index not in self._byes:
-                    with contextlib.suppress(OSError):  # seen as a lost peer where it is read
-                        link.send(message)
+            for link in self._links.values():
+                with contextlib.suppress(OSError):  # seen as a lost peer where it is read
+                    link.send(message)
 
     def _farewell(self) -> None:
         """Waits until all have come to the end, however long one of them takes."""
         if self.index == 0:
             if self._links:
                 self._released.wait()
-            self._tell_all({"bye": 0})
+            self._tell({"bye": 0})
         else:
-            self._tell_all({"bye": self.index})
+            self._tell({"bye": self.index})
             self._released.wait()
         self._over.set()
         self._thread.join(timeout=10 * BEAT_S)
         for link in self._links.values():
             link.socket.close()
-
-    def _tell_all(self, message: dict[str, Any]) -> None:
-        with self._lock:
-            for link in self._links.values():
-                with contextlib.suppress(OSError):
-                    link.send(message)
 
 
 class _Link:
