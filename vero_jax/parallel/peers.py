@@ -26,6 +26,8 @@ from vero_jax.errors import UserError
 PEER_LOST = 75
 """Exit status of a process whose peer is gone: EX_TEMPFAIL of sysexits.h, "try again"."""
 BEAT_S = 1.0
+PARTING_S = 3.0
+"""Of waiting for others to hear why this process ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Peers:
         self._byes: set[int] = set()
         self._released = threading.Event()
         self._over = threading.Event()
-        self._lock = threading.Lock()
+        self._sending, self._ending = threading.Lock(), threading.Lock()
         if server is not None:
             self._accept(server)
         else:
@@ -111,11 +113,10 @@ class Peers:
             time.sleep(2 * BEAT_S)
             sentence, code = f"{type(error).__name__}: {error}", 1
             traceback.print_exception(kind, error, trace)
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        self._tell({"failed": self.index, "why": sentence.strip().split("\n")[0][:500], "code": code})
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
-        self._leave(code)
+        why = sentence.strip().split("\n")[0][:500]
+        self._end(sentence, code, {"failed": self.index, "why": why, "code": code})
 
     # --- how they are connected
 
@@ -137,7 +138,7 @@ class Peers:
                 link = _Link(connection)
                 with contextlib.suppress(OSError):
                     # Anybody may connect to an open port; who does not say whom he is, is not one of us.
-                    hello = next(iter(link.receive()), {})
+                    hello, *link.early = link.receive() or [{}]
                     if hello.get("hello") in {*range(1, len(self.peers))} - {*self._links}:
                         self._links[hello["hello"]] = link
 
@@ -147,6 +148,7 @@ class Peers:
             for index, link in self._links.items():
                 link.socket.setblocking(True)
                 ready.register(link.socket, selectors.EVENT_READ, index)
+                self._take(index, link.early)
             next_beat = 0.0
             while not self._over.is_set():
                 now = time.monotonic()
@@ -166,44 +168,65 @@ class Peers:
             messages = self._links[index].receive()
         except OSError:
             messages = []
-        for message in messages:
-            if "bye" in message:
-                self._byes.add(index)
-                if index == 0 or len(self._byes) == len(self._links):
-                    self._released.set()
-            elif "failed" in message:
-                self._stopped(message)
-            elif "lost" in message:
-                self._lost(message["lost"], message["why"])
+        self._take(index, messages)
         if messages:
             return True
         if index not in self._byes:
             self._lost(index, "is gone")
         return False
 
+    def _take(self, index: int, messages: Sequence[dict[str, Any]]) -> None:
+        for message in messages:
+            if "bye" in message:
+                self._byes.add(index)
+                if index == 0 or len(self._byes) == len(self._links):
+                    self._released.set()
+            elif "failed" in message:
+                sentence = f"{self.peers[message['failed']]} has stopped: {message['why']}"
+                self._end(sentence, int(message["code"]), message)
+            elif "lost" in message:
+                self._lost(message["lost"], message["why"])
+
     def _lost(self, index: int, why: str) -> None:
-        if self.index == 0:
-            self._tell({"lost": index, "why": why})
         self._end(
             f"{self.peers[index]} {why}, and this process cannot go on without it: start the same command again on all "
             "hosts to go on from the last checkpoint",
             PEER_LOST,
+            {"lost": index, "why": why},
         )
 
-    def _stopped(self, message: dict[str, Any]) -> None:
-        if self.index == 0:
-            self._tell(message)
-        self._end(f"{self.peers[message['failed']]} has stopped: {message['why']}", int(message.get("code", 1)))
+    def _end(self, sentence: str, code: int, news: dict[str, Any]) -> None:
+        """Says why, passes it on, and ends this process."""
+        with self._ending:
+            if self._over.is_set():
+                return
+            self._over.set()
+            os.write(2, f"error: {sentence}\n".encode())  # print may be in the middle of a line of another thread
+            if self.index == 0 or news.get("failed") == self.index:
+                self._tell(news)
+                self._part()
+            self._leave(code)
 
-    def _end(self, sentence: str, code: int) -> None:
-        if self._over.is_set():
-            return
-        self._over.set()
-        os.write(2, f"error: {sentence}\n".encode())  # print may be in the middle of a line of another thread
-        self._leave(code)
+    def _part(self) -> None:
+        """Closes the connections so that what was told arrives.
+
+        The kernel resets a connection that is closed with unread data, and with it goes what was on its way.
+        """
+        with selectors.DefaultSelector() as ready:
+            for link in self._links.values():
+                with contextlib.suppress(OSError):
+                    link.socket.shutdown(socket.SHUT_WR)
+                    ready.register(link.socket, selectors.EVENT_READ, link)
+            deadline = time.monotonic() + PARTING_S
+            while ready.get_map() and time.monotonic() < deadline:
+                for key, _ in ready.select(0.1):
+                    with contextlib.suppress(OSError):
+                        if key.data.socket.recv(65536):
+                            continue
+                    ready.unregister(key.fileobj)
 
     def _tell(self, message: dict[str, Any]) -> None:
-        with self._lock:
+        with self._sending:
             for link in self._links.values():
                 with contextlib.suppress(OSError):  # seen as a lost peer where it is read
                     link.send(message)
@@ -229,6 +252,8 @@ class _Link:
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.heard = time.monotonic()
+        self.early: list[dict[str, Any]] = []
+        """What came together with the first message."""
         self._rest = b""
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
