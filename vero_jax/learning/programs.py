@@ -296,6 +296,17 @@ class Programs:
         state = _placed(jax.eval_shape(self._new_state, self._abstract_trained), self._state_shardings)
         return _with_params(state, join_params(state.params, _placed(self._abstract_frozen, self._frozen_shardings)))
 
+    def abstract_gradients(self) -> Params:
+        """The accumulated gradients' shapes, types and shardings."""
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), self._abstract_trained)
+        return _placed(shapes, self._state_shardings.params)
+
+    def lower_apply(self, state: TrainState) -> jax.stages.Lowered:
+        """`apply` for a state of such shapes, to be compiled without arrays."""
+        of_trained = _with_params(state, self._split(state.params)[0])
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        return self._apply.lower(of_trained, self.abstract_gradients(), number, jax.ShapeDtypeStruct((), jnp.int32))
+
     def warm_up(
         self, state: TrainState, shapes: Sequence[RowShape], rows: int, batch: Callable[[RowPlan], Batch]
     ) -> TrainState:

@@ -29,7 +29,7 @@ from vero_jax.learning.batching import equal_slices
 from vero_jax.learning.kl import kl_estimate, kl_loss
 from vero_jax.learning.losses import LossInputs, policy_loss
 from vero_jax.learning.metrics import add_mismatch, mismatch_metrics
-from vero_jax.learning.packing import pack_rows
+from vero_jax.learning.packing import RowShape, empty_plan, pack_rows
 from vero_jax.learning.programs import (
     Batch,
     Params,
@@ -135,6 +135,21 @@ class Learner:
         if not self.needs_reference:
             return batch
         return self._batch(plan, 0, reference=[batch.signals.sampler])
+
+    def abstract_batch(self, shape: RowShape) -> Batch:
+        """Shapes, types and shardings of a micro-batch of rows of a shape, to compile programs without arrays."""
+        plan = empty_plan(shape, 1, (self._policy.patch_elements, "uint8"))
+        rows, signals = plan.micro_batch(0)
+        signals = dataclasses.replace(
+            signals, old=signals.sampler, reference=signals.sampler if self.needs_reference else None
+        )
+        sharding = self.programs.rows_sharding
+        rows, signals = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self._rows, *x.shape[1:]), x.dtype, sharding=sharding), (rows, signals)
+        )
+        totals = Totals.of(1, 1, self._width)
+        seed = jax.ShapeDtypeStruct((4,), jnp.uint32)
+        return Batch(rows, signals, totals, totals, seed, jax.ShapeDtypeStruct((), jnp.bool_))  # type: ignore[arg-type]
 
     def step(
         self,

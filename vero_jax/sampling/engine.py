@@ -172,6 +172,7 @@ class Engine:
             watch("read_chunk", self._programs.read_chunk), out_shardings=reading, donate_argnums=4
         )
         self._new_reading = jax.jit(self._empty_reading, static_argnums=(0, 1), out_shardings=reading)
+        self.gathers_weights = gather_weights
         self._for_sampling = None
         if model_def.dtype != model_def.param_dtype or (gather_weights and mesh.shape["fsdp"] > 1):
             shardings = self._sampling_shardings() if gather_weights else None

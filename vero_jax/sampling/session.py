@@ -230,18 +230,7 @@ class Session:
                 self._given[number] = max(self._given.get(number, 0), occupant.count)
 
     def _plan(self) -> Assignment:
-        each = self.scheduler.per_lane
-        warping: dict[str, Any] = {
-            "temperature": each(lambda s: s.temperature, np.float32, 0.0),
-            "top_k": each(lambda s: s.top_k, np.int32, -1),
-            "top_p": each(lambda s: s.top_p, np.float32, 1.0),
-            "min_p": each(lambda s: s.min_p, np.float32, 0.0),
-            "presence": each(lambda s: s.presence_penalty, np.float32, 0.0),
-            "frequency": each(lambda s: s.frequency_penalty, np.float32, 0.0),
-            "repetition": each(lambda s: s.repetition_penalty, np.float32, 1.0),
-        }
-        plan = Assignment(warping=Warping(**warping), **self.scheduler.tables())
-        return self.engine.place(plan, self.engine.layout.assignment())
+        return self.engine.place(host_assignment(self.scheduler), self.engine.layout.assignment())
 
     def _put(self, array: np.ndarray) -> jax.Array:
         return self.engine.place(array, self.engine.layout.rows)
@@ -317,3 +306,18 @@ def check_request(engine: Engine, session: Session, request: Request) -> None:
         raise UserError("top_k, top_p and min_p need a session that was made for truncated sampling")
     if not sizes.penalties and sampling.has_penalties:
         raise UserError("penalties need a session that was made for them")
+
+
+def host_assignment(scheduler: Scheduler) -> Assignment:
+    """What a round is told, as numpy arrays."""
+    each = scheduler.per_lane
+    warping: dict[str, Any] = {
+        "temperature": each(lambda s: s.temperature, np.float32, 0.0),
+        "top_k": each(lambda s: s.top_k, np.int32, -1),
+        "top_p": each(lambda s: s.top_p, np.float32, 1.0),
+        "min_p": each(lambda s: s.min_p, np.float32, 0.0),
+        "presence": each(lambda s: s.presence_penalty, np.float32, 0.0),
+        "frequency": each(lambda s: s.frequency_penalty, np.float32, 0.0),
+        "repetition": each(lambda s: s.repetition_penalty, np.float32, 1.0),
+    }
+    return Assignment(warping=Warping(**warping), **scheduler.tables())

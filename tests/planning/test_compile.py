@@ -1,0 +1,137 @@
+"""`python -m vero_jax.compile`: the programs of a config, as a user asks for them (real processes)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vero_jax.config_loader import load_config
+from vero_jax.errors import UserError
+from vero_jax.planning.flops import attention_flops, model_flops, product_flops
+from vero_jax.planning.plan import model_of
+
+TINY = (
+    "configs/mini.yaml", "model.build.num_layers=2", "model.build.hidden_size=64", "model.build.vision_depth=2",
+    "model.build.deepstack_layers=0", "model.build.vision_hidden_size=64", "mesh.data=2", "mesh.fsdp=2",
+    "mesh.tensor=2",
+)  # fmt: skip
+
+
+def run(*words: str, code: int = 0) -> subprocess.CompletedProcess:
+    environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vero_jax.compile", *words], capture_output=True, text=True, timeout=900, env=environ
+    )
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict:
+    """A tiny policy on eight devices of this machine."""
+    return json.loads(run(*TINY, "--topology", "cpu:8", "--json").stdout)
+
+
+def test_every_program_of_a_run_is_reported(tiny):
+    names = [program["name"].split(",")[0] for program in tiny["programs"]]
+    assert names == ["reshard", "prefill", "decode", "update", "log-probabilities", "optimizer"]
+    assert tiny["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2} and tiny["fits"] is None and tiny["memory"] is None
+    for program in tiny["programs"]:
+        beside = program["arguments"] + program["outputs"] - program["reused"] + program["temporary"]
+        assert program["peak"] >= beside > 0 and program["compile_s"] > 0 and program["error"] is None
+    by_name = dict(zip(names, tiny["programs"], strict=True))
+    assert by_name["update"]["received"] > 0  # gradients are summed over the devices
+    assert 0 < by_name["update"]["model_flops"] < by_name["update"]["flops"] < 2 * by_name["update"]["model_flops"]
+    assert by_name["optimizer"]["reused"] > 0  # the old state's buffers
+
+
+def test_what_is_held_is_split_over_the_devices(tiny):
+    """Adam's two moments beside the weights, and gradients like them, in float32."""
+    held = tiny["held"]
+    assert held["optimizer"] == pytest.approx(2 * held["weights"], rel=0.01)
+    assert held["gradients"] == held["weights"]
+    whole = 4 * tiny["parameters"]
+    assert whole / 4 <= held["weights"] < whole / 2  # over fsdp x tensor, but for what does not divide
+    assert held["weights"] < held["weights of sampling"] <= whole
+
+
+def test_the_report_is_a_table_with_a_verdict():
+    done = run(*TINY, "--topology", "cpu:8", "--only", "optimizer")
+    assert "held on each device" in done.stdout and "the memory of these devices is not known" in done.stdout
+    assert "compiling: optimizer" in done.stderr and "compiling: update" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("configs/mini.yaml", "--topology", "v9-8"), "there is no slice 'v9-8'"),
+        (("configs/mini.yaml", "--topology", "cpu:2", "mesh.data=3"), "there are 2 devices"),
+        (("configs/mini.yaml", "--topology", "cpu", "model.path=no/such-model"), "whose sizes are known"),
+        (("configs/mini.yaml", "--topology", "cpu", "--only", "nothing"), "no program begins with 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, named):
+    done = run(*words, code=2)
+    assert named in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "billions"),
+    [("Qwen/Qwen3-VL-8B-Instruct", 8.8), ("Qwen/Qwen3-VL-30B-A3B-Thinking", 31.1), ("XiaomiMiMo/MiMo-VL-7B-RL-2508", 8.3)],
+)  # fmt: skip
+def test_released_models_are_known_without_their_files(path, billions):
+    from vero_jax.models.policy import ModelDef
+
+    config = load_config([f"model.path={path}"])
+    assert ModelDef(model_of(config)).num_params() / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+def test_products_are_counted_as_often_as_loops_turn():
+    def run(x):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ x), None), x, None, length=7)[0]
+
+    assert product_flops(jax.jit(run).trace(jnp.ones((8, 8))).jaxpr) == 7 * 2 * 8**3
+    recomputed = jax.jit(jax.grad(lambda x: jax.checkpoint(run)(x).sum())).trace(jnp.ones((8, 8)))
+    assert product_flops(recomputed.jaxpr) == 7 * 2 * 8**3 * 4  # twice forward, two products backward
+
+
+def test_the_models_own_work_follows_its_sizes():
+    config = model_of(load_config(["model.path=Qwen/Qwen3-VL-8B-Instruct"]))
+    from vero_jax.models.policy import ModelDef
+
+    params = ModelDef(config).abstract_params()
+    # 36 layers of 4096 x (2 x 4096 + 2 x 1024) for attention and 3 x 4096 x 12288 for the MLP, two operations each.
+    layers = 2 * 36 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 12288)
+    assert model_flops(config, params, 1, 0, 0) == pytest.approx(layers, rel=1e-3)
+    assert model_flops(config, params, 0, 1, 0) == 2 * 4096 * 151936
+    assert attention_flops(config, 1000, 1000, 0, 0) == 4 * 36 * 4096 * 1000 * 1000 / 2
+    with pytest.raises(UserError, match="neither a folder nor a released model"):
+        model_of(load_config(["model.path=someone/else"]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_small_slice_is_compiled_for_its_real_compiler():
+    """2B on four chips, short rows: kernels, sharding and memory of the real program (compiled, not run)."""
+    words = ("model.path=Qwen/Qwen3-VL-2B-Instruct", "model.dtype=bfloat16", "model.remat=layers", "mesh.data=1",
+             "mesh.fsdp=4", "data.max_prompt_length=1024", "rollout.max_response_length=1024", "rollout.prompt_buckets=1024",
+             "rollout.patch_buckets=4096", "actor.row_length=2048", "actor.row_patches=4096",
+             "reward.overlong_buffer=256", "rollout.concurrent_responses=32")  # fmt: skip
+    found = json.loads(run(*words, "--topology", "v6e:2x2", "--json").stdout)
+    assert found["fits"] is True
+    assert found["peak"] / 2**30 == pytest.approx(GUARDED_PEAK_GIB, rel=0.1)
+    by_name = {program["name"].split(",")[0]: program for program in found["programs"]}
+    assert by_name["update"]["roofline"] > 0 and by_name["decode"]["roofline"] > 0
+    too_large = run(*words, "--topology", "v5e:2x2", "--only", "update", "actor.rows_per_micro_batch=24", code=1)
+    assert "does not fit" in too_large.stdout
+
+
+GUARDED_PEAK_GIB = 12.0
+"""Of the test above, measured with jax 0.10.2 and libtpu 0.0.42."""

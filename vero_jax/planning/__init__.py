@@ -1,0 +1,1 @@
+"""What a run needs of machines that are not at hand: its programs compiled for them, and put beside their memory."""

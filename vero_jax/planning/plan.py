@@ -1,0 +1,304 @@
+"""A run's programs for a machine: made from its config as training makes them, compiled, and put beside the memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vero_jax.config import Config
+from vero_jax.errors import UserError
+from vero_jax.learning.programs import TrainablePolicy
+from vero_jax.learning.update import Learner
+from vero_jax.models.build import build_policy
+from vero_jax.models.config import ModelConfig
+from vero_jax.models.lora import lora_from
+from vero_jax.models.policy import ModelDef
+from vero_jax.models.released import RELEASED, released_config
+from vero_jax.parallel.mesh import make_mesh, row_shards
+from vero_jax.planning.chips import GIB, Machine
+from vero_jax.planning.flops import attention_flops, head_flops, model_flops, product_flops
+from vero_jax.planning.hlo import collective_traffic
+from vero_jax.sampling.abstract import Call, abstract_session
+from vero_jax.sampling.engine import Engine
+
+RESERVED = 0.03
+"""Of a chip's memory, for the compiled programs themselves and what the runtime keeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One compiled program, per device and call. Memory in bytes, times in seconds.
+
+    Attributes:
+      arguments, outputs, reused, temporary: as the compiler counts them; `reused` are outputs in arguments' place.
+      peak: with all that lies in memory beside it.
+      flops: of products and attention; model_flops: what the model alone needs, without recomputation.
+      received: bytes that collectives bring; open_loops: whether some stand in loops of unknown length.
+      roofline: seconds, the largest of computing, reading memory and receiving; None without a chip's figures.
+    """
+
+    name: str
+    phase: str
+    arguments: float
+    outputs: float
+    reused: float
+    temporary: float
+    peak: float
+    flops: float
+    model_flops: float
+    received: float
+    open_loops: bool
+    roofline: float | None
+    compile_s: float
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config asks of a machine."""
+
+    machine: str
+    policy: str
+    parameters: int
+    mesh: dict[str, int]
+    memory: float | None
+    """Usable bytes of a device; None where nobody knows."""
+    held: dict[str, float]
+    """Bytes per device of what lives through a phase, by name."""
+    row_length: int
+    concurrent_responses: int
+    programs: list[Measured]
+
+    @property
+    def peak(self) -> float:
+        return max(program.peak for program in self.programs)
+
+    @property
+    def fits(self) -> bool | None:
+        """None where the memory is not known."""
+        if any(program.error for program in self.programs):
+            return False
+        return None if self.memory is None else self.peak <= self.memory * (1 - RESERVED)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"fits": self.fits, "peak": self.peak, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step(Call):
+    """A program of either phase, and which of the held trees are among its arguments."""
+
+    phase: str = "sampling"
+    holds: tuple[str, ...] = ()
+    lower: Callable[[], jax.stages.Lowered] | None = None
+    model_flops: float = 0.0
+    loops: float = 0.0
+    """FLOPs of attention and, in learning, of the head, all passes: in kernels and loops that `product_flops` skips."""
+
+
+def model_of(config: Config) -> ModelConfig:
+    """The sizes of `model.path`: of a folder, of a policy to be built, or of a released model by its name.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    path = config.model.path
+    if path == "build":
+        with tempfile.TemporaryDirectory() as folder:
+            build_policy(Path(folder), config.model.build, seed=config.seed, corpus=("a",) * 8)
+            return ModelConfig.from_folder(Path(folder))
+    if Path(path).expanduser().is_dir():
+        return ModelConfig.from_folder(Path(path).expanduser())
+    name = path.rsplit("/", 1)[-1]
+    for known in sorted(RELEASED, key=len, reverse=True):
+        if re.fullmatch(re.escape(known) + r"(-(Instruct|Thinking|RL|SFT)(-\d+)?)?", name):
+            return released_config(known)
+    raise UserError(
+        f"model.path={path!r} is neither a folder nor a released model whose sizes are known ({', '.join(RELEASED)}); "
+        "download it and give its folder"
+    )
+
+
+def plan(config: Config, machine: Machine, say: Callable[[str], None], only: str = "") -> Plan:
+    """Compiles every program of a run at its largest, and adds up what lies in memory beside each.
+
+    Args:
+      only: compiles the programs whose name begins so, such as "update".
+      say: is told what is being compiled.
+    """
+    mesh = make_mesh(config.mesh, machine.devices)
+    model_config = model_of(config)
+    model_def = ModelDef(
+        model_config,
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype,
+        remat=config.model.remat,
+        lora=lora_from(config.model.lora, model_config),
+    )
+    held, steps = _steps(config, model_def, mesh)
+    sizes = {phase: {name: _bytes(tree) for name, tree in trees.items()} for phase, trees in held.items()}
+    measured = []
+    for step in steps:
+        if step.name.startswith(only):
+            say(f"compiling: {step.name}")
+            measured.append(_measure(step, sizes[step.phase], machine, mesh.size, model_def))
+    if not measured:
+        raise UserError(f"no program begins with {only!r}; there are {', '.join(step.name for step in steps)}")
+    return Plan(
+        machine.name,
+        config.model.path,
+        model_def.num_params(),
+        dict(mesh.shape),
+        None if machine.chip is None else machine.chip.memory,
+        sizes["sampling"] | sizes["learning"],
+        config.actor.row_length,
+        config.rollout.concurrent_responses,
+        measured,
+    )
+
+
+def _steps(config: Config, model_def: ModelDef, mesh: Any) -> tuple[dict[str, dict[str, Any]], list[_Step]]:
+    """What each phase holds all the time, and the programs."""
+    rollout, actor = config.rollout, config.actor
+    policy = TrainablePolicy.of_model(
+        model_def,
+        mesh,
+        temperature=rollout.sampling.temperature,
+        attention_block=rollout.attention_block,
+        vocab_block=rollout.vocab_block,
+        freeze_vision=config.model.freeze_vision,
+    )
+    learner = Learner(policy, actor, config.optim, mesh, max_response_length=rollout.max_response_length)
+    state = learner.abstract_state()
+    optimizer = {} if config.optim.offload else {"optimizer": state.opt_state}
+    kept: dict[str, Any] = {"weights": state.params, **optimizer}
+    if learner.needs_reference or config.algorithm.kl_in_reward:
+        kept["reference"] = learner.programs.trained_part(state.params)
+    engine = Engine(model_def, rollout, mesh, stop_ids=(0,))
+    session = abstract_session(
+        engine, state.params, n=rollout.n, max_new_tokens=rollout.max_response_length, sampling=rollout.sampling
+    )
+    sampling = kept | {"weights of sampling": session.params if session.reshard else ()} | session.stores
+    steps = list(_sampling_steps(config, model_def, session, row_shards(mesh)))
+    learning = kept | {"gradients": learner.programs.abstract_gradients()}
+    steps += _learning_steps(config, model_def, learner, state)
+    return {"sampling": sampling, "learning": learning}, steps
+
+
+def _sampling_steps(config: Config, model_def: ModelDef, session: Any, shards: int) -> Iterator[_Step]:
+    longest, picture = config.rollout.prompt_buckets[-1], config.rollout.patch_buckets[-1]
+    own = "weights of sampling" if session.reshard else "weights"
+    if session.reshard:
+        yield _Step(**vars(session.reshard), holds=("weights", own))
+    for call in session.calls:
+        decodes = call.name.startswith("decode")
+        holds = [own, "keys of prompts", "keys of answers"] if decodes else [own]
+        if call.name.startswith(("prefill", "store")):
+            holds.append("keys of prompts")
+        answers = call.tokens if decodes else 0
+        attention = attention_flops(
+            model_def.config,
+            call.tokens,
+            # A new token sees all that was before it, on the average half of the longest answer.
+            2 * longest + config.rollout.max_response_length if decodes else longest,
+            call.patches,
+            picture,
+        )
+        needed = model_flops(model_def.config, model_def.abstract_params(), call.tokens, answers, call.patches)
+        yield _Step(**vars(call), holds=tuple(holds), model_flops=needed + attention, loops=attention)
+
+
+def _learning_steps(config: Config, model_def: ModelDef, learner: Learner, state: Any) -> list[_Step]:
+    shape = max(learner.row_shapes)
+    batch = learner.abstract_batch(shape)
+    rows = batch.rows.targets.shape[0]
+    tokens, patches = rows * shape.tokens, rows * shape.patches
+    answers = rows * min(config.rollout.max_response_length, shape.tokens)
+    picture = min(shape.patches, config.rollout.patch_buckets[-1])
+    attention = attention_flops(model_def.config, tokens, shape.tokens, patches, picture)
+    needed = model_flops(model_def.config, model_def.abstract_params(), tokens, answers, patches) + attention
+    programs, size = learner.programs, f"{rows} x {shape.tokens} tokens, {rows} x {shape.patches} patches"
+    # Two products forward; five backward, where the scores are computed again; two more when a layer is. The head has
+    # one forward and three backward, where its logits are computed again.
+    head = head_flops(model_def.config, answers)
+    loops = (2 + 5 + 2 * (config.model.remat == "layers")) / 2 * attention + 4 * head
+    gradients = programs.abstract_gradients()
+    return [
+        _Step(f"update, {size}", programs.accumulate, (state.params, gradients, batch), tokens, patches, "learning",
+              ("weights", "gradients"), None, 3 * needed, loops),
+        _Step(f"log-probabilities, {size}", programs.logprobs, (state.params, batch), tokens, patches, "learning",
+              ("weights",), None, needed, attention + head),
+        _Step("optimizer", None, (), 0, 0, "learning", ("weights", "optimizer", "gradients"),
+              lambda: programs.lower_apply(state)),
+    ]  # fmt: skip
+
+
+def _measure(step: _Step, held: dict[str, float], machine: Machine, devices: int, model_def: ModelDef) -> Measured:
+    start = time.perf_counter()
+    beside = sum(size for name, size in held.items() if name not in step.holds)
+    flops = step.loops
+    if step.lower is None:
+        traced = step.function.trace(*step.arguments)
+        flops += product_flops(traced.jaxpr, devices=devices)
+        lowered = traced.lower()
+    else:
+        lowered = step.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sentence = str(error).strip().split("\n")[0][:300]
+        needed = re.search(r"\(([\d.]+)G\)|Used ([\d.]+)G", str(error))
+        least = float(needed[1] or needed[2]) * GIB if needed else 0.0
+        return Measured(step.name, step.phase, 0, 0, 0, least, beside + least, flops / devices,
+                        step.model_flops / devices, 0, False, None, time.perf_counter() - start, sentence)  # fmt: skip
+    seconds = time.perf_counter() - start
+    memory: Any = compiled.memory_analysis()
+    arguments, outputs = float(memory.argument_size_in_bytes), float(memory.output_size_in_bytes)
+    reused, temporary = float(memory.alias_size_in_bytes), float(memory.temp_size_in_bytes)
+    traffic = collective_traffic(compiled.as_text())
+    roofline = None
+    if machine.chip is not None:
+        chip = machine.chip
+        roofline = max(
+            flops / devices / chip.flops,
+            (arguments + outputs - reused) / chip.memory_bandwidth,
+            traffic.bytes / chip.link_bandwidth,
+        )
+    return Measured(
+        step.name,
+        step.phase,
+        arguments,
+        outputs,
+        reused,
+        temporary,
+        beside + arguments + outputs - reused + temporary,
+        flops / devices,
+        step.model_flops / devices,
+        traffic.bytes,
+        traffic.unknown_loops,
+        roofline,
+        seconds,
+    )
+
+
+def _bytes(tree: Any) -> float:
+    """Per device."""
+    return float(
+        sum(leaf.dtype.itemsize * _size(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for dim in shape:
+        size *= dim
+    return size
