@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vero_jax.compile import _largest, report
 from vero_jax.config_loader import load_config
 from vero_jax.errors import UserError
+from vero_jax.models.policy import ModelDef
 from vero_jax.planning.flops import attention_flops, model_flops, product_flops
-from vero_jax.planning.plan import model_of
+from vero_jax.planning.plan import Measured, Plan, model_of
 
 TINY = (
     "configs/mini.yaml", "model.build.num_layers=2", "model.build.hidden_size=64", "model.build.vision_depth=2",
@@ -84,11 +87,9 @@ def test_a_mistake_is_one_sentence(words, named):
 
 @pytest.mark.parametrize(
     ("path", "billions"),
-    [("Qwen/Qwen3-VL-8B-Instruct", 8.8), ("Qwen/Qwen3-VL-30B-A3B-Thinking", 31.1), ("XiaomiMiMo/MiMo-VL-7B-RL-2508", 8.3)],
+    [("Qwen/Qwen3-VL-8B-Instruct", 8.8), ("Qwen/Qwen3-VL-30B-A3B-Thinking", 31.1), ("X/MiMo-VL-7B-RL-2508", 8.3)],
 )  # fmt: skip
 def test_released_models_are_known_without_their_files(path, billions):
-    from vero_jax.models.policy import ModelDef
-
     config = load_config([f"model.path={path}"])
     assert ModelDef(model_of(config)).num_params() / 1e9 == pytest.approx(billions, abs=0.06)
 
@@ -104,8 +105,6 @@ def test_products_are_counted_as_often_as_loops_turn():
 
 def test_the_models_own_work_follows_its_sizes():
     config = model_of(load_config(["model.path=Qwen/Qwen3-VL-8B-Instruct"]))
-    from vero_jax.models.policy import ModelDef
-
     params = ModelDef(config).abstract_params()
     # 36 layers of 4096 x (2 x 4096 + 2 x 1024) for attention and 3 x 4096 x 12288 for the MLP, two operations each.
     layers = 2 * 36 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 12288)
@@ -121,17 +120,46 @@ def test_the_models_own_work_follows_its_sizes():
 def test_a_small_slice_is_compiled_for_its_real_compiler():
     """2B on four chips, short rows: kernels, sharding and memory of the real program (compiled, not run)."""
     words = ("model.path=Qwen/Qwen3-VL-2B-Instruct", "model.dtype=bfloat16", "model.remat=layers", "mesh.data=1",
-             "mesh.fsdp=4", "data.max_prompt_length=1024", "rollout.max_response_length=1024", "rollout.prompt_buckets=1024",
-             "rollout.patch_buckets=4096", "actor.row_length=2048", "actor.row_patches=4096",
-             "reward.overlong_buffer=256", "rollout.concurrent_responses=32")  # fmt: skip
-    found = json.loads(run(*words, "--topology", "v6e:2x2", "--json").stdout)
-    assert found["fits"] is True
-    assert found["peak"] / 2**30 == pytest.approx(GUARDED_PEAK_GIB, rel=0.1)
-    by_name = {program["name"].split(",")[0]: program for program in found["programs"]}
-    assert by_name["update"]["roofline"] > 0 and by_name["decode"]["roofline"] > 0
-    too_large = run(*words, "--topology", "v5e:2x2", "--only", "update", "actor.rows_per_micro_batch=24", code=1)
-    assert "does not fit" in too_large.stdout
+             "mesh.fsdp=4", "data.max_prompt_length=1024", "rollout.max_response_length=1024",
+             "rollout.prompt_buckets=1024", "rollout.patch_buckets=4096", "actor.row_length=2048",
+             "actor.row_patches=4096", "reward.overlong_buffer=256", "rollout.concurrent_responses=32")  # fmt: skip
+    found = json.loads(run(*words, "--topology", "v6e:2x2", "--json", "--only", "update").stdout)
+    (update,) = found["programs"]
+    assert found["fits"] is True and update["error"] is None
+    assert update["peak"] / 2**30 == pytest.approx(GUARDED_PEAK_GIB, rel=0.1)
+    assert update["received"] > 0 and update["flops"] > update["model_flops"] > 0
+    assert update["roofline"] >= update["flops"] / 918e12
+    decode = json.loads(run(*words, "--topology", "v6e:2x2", "--json", "--only", "decode").stdout)["programs"][0]
+    assert decode["roofline"] > 0 and decode["peak"] < update["peak"]
 
 
-GUARDED_PEAK_GIB = 12.0
-"""Of the test above, measured with jax 0.10.2 and libtpu 0.0.42."""
+GUARDED_PEAK_GIB = 17.75
+"""Of the update above, as compiled by jax 0.10.2 and libtpu 0.0.42 (not run)."""
+
+
+def test_the_verdict_is_that_of_the_worst_program():
+    small = Measured("small", "sampling", 1, 1, 0, 1, 90.0, 1, 1, 0, False, None, 0.1)
+    large = dataclasses.replace(small, name="large", peak=96.9)
+
+    def plan_of(*programs: Measured, memory: float | None = 100.0) -> Plan:
+        return Plan("a machine", "a policy", 1, {"data": 1}, memory, {}, 1, 1, list(programs))
+
+    assert plan_of(small, large).fits is True and plan_of(small, large).peak == 96.9
+    assert plan_of(small, dataclasses.replace(large, peak=97.1)).fits is False  # 3 % are kept free
+    assert plan_of(dataclasses.replace(small, error="RESOURCE_EXHAUSTED")).fits is False
+    assert plan_of(large, memory=None).fits is None
+    assert plan_of(small).to_json()["fits"] is True
+    assert "does not fit: peak" in "\n".join(report(plan_of(dataclasses.replace(large, peak=99.0))))
+
+
+@pytest.mark.parametrize("limit", [3, 8, 9, 13, 20, 31, 64, 200])
+def test_the_search_finds_the_largest_to_an_eighth(limit):
+    tried = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= limit
+
+    found = _largest(fits)
+    assert found <= limit and len(tried) <= 9
+    assert found == 0 if limit < 1 else min(limit, 64) - found <= max(found // 8, 1)

@@ -68,11 +68,13 @@ def test_a_loop_that_the_data_end_is_counted_once_and_said(mesh):
         # As TPUs write them: started and waited for, with the operand beside the result.
         ("%a = (bf16[2,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%p), replica_groups=[2,8]<=[16]", 16 * 8 * 2 * 7 / 8),
         ("%a = bf16[16,8]{1,0} all-gather-done(%b)", 0),
+        ("%a = f32[16]{0} all-gather(%p), replica_groups=mesh['x'=2,'y'=8] {'x','y':(2)4}, dimensions={0}", 64 * 7 / 8),
         ("%a = f32[4,8]{1,0} reduce-scatter(%p), replica_groups={{0,1,2,3}}, to_apply=%add", 4 * 8 * 4 * 3),
         ("%a = f32[128]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}", 512),
         ("ROOT %a = (f32[8]{0}, f32[8]{0}) all-reduce(%p, %q), replica_groups=[1,4]<=[4], to_apply=%add", 96),
     ],
 )  # fmt: skip
 def test_lines_of_other_compilers_are_read(line, wanted):
-    text = f"HloModule m\n\n%add (x: f32[], y: f32[]) -> f32[] {{\n  ROOT %z = f32[] add(%x, %y)\n}}\n\nENTRY %main (p: f32[8]) -> f32[8] {{\n  {line}\n}}\n"
+    add = "%add (x: f32[], y: f32[]) -> f32[] {\n  ROOT %z = f32[] add(%x, %y)\n}"
+    text = f"HloModule m\n\n{add}\n\nENTRY %main (p: f32[8]) -> f32[8] {{\n  {line}\n}}\n"
     assert collective_traffic(text).bytes == wanted

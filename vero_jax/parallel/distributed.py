@@ -111,6 +111,9 @@ def connect(config: DistributedConfig) -> contextlib.AbstractContextManager[Host
         return contextlib.nullcontext(Hosts())
     if config.mode == "manual":
         _wait_for_coordinator(config)
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        # A CPU program that comes out of the cache waits for ever in its first collective between processes.
+        jax.config.update("jax_enable_compilation_cache", False)
     try:
         jax.distributed.initialize(
             **arguments,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -41,7 +41,7 @@ def collective_traffic(text: str) -> Traffic:
     all-reduce both (a ring's two rounds), and of a permutation everything.
     """
     computations, entry = _computations(text)
-    totals: Counter[str] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
     unknown = False
 
     def visit(name: str, times: float, open_loop: bool) -> None:
@@ -118,6 +118,11 @@ def _group(rest: str) -> int:
     """Devices that take part together."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return max(int(found[2]), 1)
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
+        # An axis, or a part of one: 'x':(1)2 are two along it.
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(found[1].split(","))
     return 2

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vero_jax.config import SamplingConfig
+from vero_jax.parallel.mesh import ROW_AXES
 from vero_jax.sampling.engine import Engine, SessionPrograms
 from vero_jax.sampling.inputs import pad_prompts, token_inputs, vision_inputs
 from vero_jax.sampling.programs import PromptRows
@@ -109,7 +110,8 @@ def _reading(engine: Engine, programs: SessionPrograms, params: Any, prompts: An
     if images is not None:
         yield Call(f"encode, {count} x {patches} patches", engine._encode, (params, images), 0, count * patches)
         shapes = jax.eval_shape(engine._programs.encode, params, images)
-        features = jax.tree.map(lambda x: _placed(x, engine.layout.rows), shapes)
+        by_layer = NamedSharding(engine.mesh, PartitionSpec(None, ROW_AXES))
+        features = type(shapes)(_placed(shapes.embeds, engine.layout.rows), _placed(shapes.deepstack, by_layer))
     shapes = jax.eval_shape(lambda: engine._empty_reading(count, length))
     cache, by_row = engine.layout.cache(), engine.layout.rows
     reading = type(shapes)(_placed(shapes.k, cache), _placed(shapes.v, cache), _placed(shapes.final, by_row))
