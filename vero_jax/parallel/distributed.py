@@ -111,9 +111,6 @@ def connect(config: DistributedConfig) -> contextlib.AbstractContextManager[Host
         return contextlib.nullcontext(Hosts())
     if config.mode == "manual":
         _wait_for_coordinator(config)
-    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
-        # A CPU program that comes out of the cache waits for ever in its first collective between processes.
-        jax.config.update("jax_enable_compilation_cache", False)
     try:
         jax.distributed.initialize(
             **arguments,
@@ -128,6 +125,9 @@ def connect(config: DistributedConfig) -> contextlib.AbstractContextManager[Host
             "once, with the same distributed.coordinator, or set distributed.mode=off for a run of one process"
         ) from error
     hosts = Hosts(jax.process_index(), jax.process_count())
+    if hosts.count > 1 and jax.default_backend() == "cpu":
+        # A CPU program that comes out of the cache waits for ever in its first collective between processes.
+        jax.config.update("jax_enable_compilation_cache", False)
     return contextlib.nullcontext(hosts) if hosts.count == 1 else _watched(hosts, config)
 
 
