@@ -92,7 +92,7 @@ def test_hosts_share_the_same_batches(data, settings):
             for host in range(hosts)
         ]
         assert [example.id for group in zip(*parts, strict=True) for example in group] == whole
-    with pytest.raises(UserError, match="5 hosts"):
+    with pytest.raises(UserError, match="5 processes"):
         pipeline.QuestionStream(data, settings, batch_size=12, hosts=5)
 
 

@@ -101,17 +101,17 @@ def test_the_others_name_a_process_that_died_and_end_at_once(killed, tmp_path):
             assert code == PEER_LOST
             assert f"process {killed} (pid {run.processes[killed].pid} on host{killed}) is gone" in output
             assert "start the same command again" in output and "Traceback" not in output
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 18  # the limit of silence is 20
 
 
 def test_a_silent_process_is_given_up(tmp_path):
     """As a host without power or network is: nothing closes its connections."""
-    with Run(tmp_path, "wait", "wait", "wait", timeout_s=3.0) as run:
+    with Run(tmp_path, "wait", "wait", "wait", timeout_s=6.0) as run:
         run.ready()
         os.kill(run.processes[1].pid, signal.SIGSTOP)
         for index in (0, 2):
             code, output = run.ended(index)
-            assert code == PEER_LOST and "on host1) has said nothing for 3 s" in output
+            assert code == PEER_LOST and "on host1) has said nothing for 6 s" in output
 
 
 def test_a_mistake_that_one_process_finds_stops_all_with_its_sentence(tmp_path):
@@ -132,8 +132,8 @@ def test_a_crash_keeps_its_traceback_and_the_others_name_it(tmp_path):
 
 
 def test_all_leave_together_when_the_slowest_is_done(tmp_path):
-    with Run(tmp_path, "work0", "work2", "work0", timeout_s=1.5) as run:
+    with Run(tmp_path, "work0", "work7", "work0", timeout_s=5.0) as run:
         for index in range(3):
             assert run.ended(index) == (0, "")
         left = [float((tmp_path / f"left{index}").read_text()) for index in range(3)]
-        assert max(left) - min(left) < 1.5
+        assert max(left) - min(left) < 5

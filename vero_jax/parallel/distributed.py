@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import socket
 import sys
 import time
@@ -24,6 +23,7 @@ from jax.experimental import multihost_utils
 from vero_jax.config import DistributedConfig
 from vero_jax.errors import UserError
 from vero_jax.parallel.peers import Peer, Peers, listen, my_addresses
+from vero_jax.parallel.wire import from_bytes, to_bytes
 
 T = TypeVar("T")
 
@@ -47,11 +47,11 @@ class Hosts:
     def exchange(self, value: T) -> list[T]:
         """What each process has given, in the order of the processes. All must call it, at the same place.
 
-        For host data of any kind and size. Values are pickled: the processes of a run trust each other.
+        For host data of any size, see `wire.to_bytes`.
         """
         if self.count == 1:
             return [value]
-        data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+        data = np.frombuffer(to_bytes(value), np.uint8)
         # Two numbers, because jax would cut one of 64 bits in half.
         halves = multihost_utils.process_allgather(np.array(divmod(len(data), 2**20), np.int32))
         sizes = [int(high) * 2**20 + int(low) for high, low in halves]
@@ -68,7 +68,7 @@ class Hosts:
                 if size > at:
                     parts[index].append(np.asarray(gathered[index][: size - at]))
             at += length
-        return [pickle.loads(b"".join(part.tobytes() for part in pieces)) for pieces in parts]
+        return [from_bytes(b"".join(part.tobytes() for part in pieces)) for pieces in parts]
 
     def agree(self, make: Callable[[], T], *, where: int | None = None) -> T:
         """What process `where` (the primary one, if None) makes. The others wait for it, and for its error.
