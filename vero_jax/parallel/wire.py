@@ -51,17 +51,18 @@ def _encoded(value: Any, blocks: list[bytes]) -> Any:
         return {"t": type(value).__name__, "v": [_encoded(item, blocks) for item in value]}
     if isinstance(value, dict):
         return {"t": "dict", "v": [[_encoded(key, blocks), _encoded(item, blocks)] for key, item in value.items()]}
-    kind = type(value)
-    if dataclasses.is_dataclass(kind) and kind.__module__.split(".")[0] == PACKAGE:
-        fields = {field.name: _encoded(getattr(value, field.name), blocks) for field in dataclasses.fields(kind)}
-        return {"t": f"{kind.__module__}:{kind.__qualname__}", "v": fields}
-    raise TypeError(f"a {kind.__name__} cannot be passed to another process")
+    cls: type[Any] = type(value)
+    if dataclasses.is_dataclass(cls) and cls.__module__.split(".")[0] == PACKAGE:
+        fields = {field.name: _encoded(getattr(value, field.name), blocks) for field in dataclasses.fields(cls)}
+        return {"t": f"{cls.__module__}:{cls.__qualname__}", "v": fields}
+    raise TypeError(f"a {cls.__name__} cannot be passed to another process")
 
 
 def _decoded(tree: Any, data: memoryview) -> Any:
     if not isinstance(tree, dict):
         return tree
-    kind, value = tree["t"], tree.get("v")
+    kind: str = tree["t"]
+    value: Any = tree.get("v")
     if kind in ("bytes", "array", "scalar"):
         dtype, shape = np.dtype(tree["dtype"]), tuple(tree["shape"])
         array = np.frombuffer(data, dtype, int(np.prod(shape, dtype=np.int64)), tree["at"]).reshape(shape).copy()
@@ -74,7 +75,7 @@ def _decoded(tree: Any, data: memoryview) -> Any:
     if kind == "dict":
         return {_decoded(key, data): _decoded(item, data) for key, item in value}
     module, _, name = kind.partition(":")
-    found = getattr(importlib.import_module(module), name) if module.split(".")[0] == PACKAGE else None
-    if not dataclasses.is_dataclass(found):
+    found: Any = getattr(importlib.import_module(module), name) if module.split(".")[0] == PACKAGE else None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise TypeError(f"{kind} is no dataclass of this package")
-    return found(**{field: _decoded(item, data) for field, item in value.items()})  # type: ignore[operator]
+    return found(**{field: _decoded(item, data) for field, item in value.items()})
