@@ -19,6 +19,7 @@ from vero_jax.models.config import TextConfig
 from vero_jax.models.layers import GatedMLP, Linear, ParamFactory, Remat, RMSNorm, scan_layers
 from vero_jax.models.moe import SparseMLP
 from vero_jax.models.rope import rotate, text_rotary
+from vero_jax.parallel.sharding import split_tokens
 
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 """attend(q 'B T H C', k 'B T K C', v 'B T K C', cache of the layer) -> (out 'B T H C', anything).
@@ -88,7 +89,7 @@ class DecoderLayer(nnx.Module):
         cache: Any,
     ) -> tuple[Float[Array, "B T D"], Any]:
         added, kept = self.attn(self.attn_norm(x), cos, sin, attend, cache)
-        x = x + added
+        x = split_tokens(x + added)
         mlp: Any = self.mlp if self.moe is None else self.moe
         return x + mlp(self.mlp_norm(x)), kept
 
@@ -202,9 +203,9 @@ class LanguageModel(nnx.Module):
                     lambda x: x,
                     x,
                 )
-            return x, kept
+            return split_tokens(x), kept
 
-        numbers = jnp.arange(config.num_layers)
+        x, numbers = split_tokens(x), jnp.arange(config.num_layers)
         kept = []
         for run in layer_runs(config):
             stack: Any = self.sparse_layers if run.sparse else self.layers

@@ -20,6 +20,7 @@ from vero_jax.models.config import VisionConfig
 from vero_jax.models.inputs import VisionInputs
 from vero_jax.models.layers import GatedMLP, LayerNorm, Linear, ParamFactory, Remat, RMSNorm, rounded_once, scan_layers
 from vero_jax.models.rope import patch_rotary, rotate
+from vero_jax.parallel.sharding import split_tokens
 
 ATTENTION_BLOCK = 512
 """Patches per block of attention: the scores of a block fit a core's fast memory, larger images take several."""
@@ -162,8 +163,8 @@ class VisionBlock(nnx.Module):
         sin: Float32[Array, "B P C"],
         segments: Int[Array, "B P"],
     ) -> Float[Array, "B P D"]:
-        x = x + self.attn(self.norm1(x), cos, sin, segments)
-        return x + self.mlp(self.norm2(x))
+        x = split_tokens(x + self.attn(self.norm1(x), cos, sin, segments))
+        return split_tokens(x + self.mlp(self.norm2(x)))
 
 
 class Merger(nnx.Module):
@@ -247,6 +248,7 @@ class VisionTower(nnx.Module):
             x = block(x, cos, sin, segments)
             return (x, jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0) if taps else buffer), None
 
+        x = split_tokens(x)
         carry = (x, jnp.zeros((taps + 1 if taps else 0, *x.shape), x.dtype))
         (x, buffer), _ = scan_layers(self.blocks, step, carry, (jnp.asarray(slots), jnp.asarray(whole)), remat=remat)
         return x, buffer[:taps]

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
-from vero_jax.parallel.mesh import ROW_AXES
+from vero_jax.parallel.mesh import ROW_AXES, row_shards
 
 RULES: Mapping[str, str | None] = {
     "layers": None,  # scanned over
@@ -69,3 +70,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis (rows or groups) split over data and fsdp; the others whole."""
     return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+
+
+def split_tokens(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Between layers: rows over data and fsdp, tokens over tensor, so that nothing that is kept there is kept twice.
+
+    Sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2): what tensor parallelism would add up
+    on every device is scattered over them behind a layer, and gathered before the next one's products; the bytes that
+    go round are the same. Does nothing where no mesh is named (`models.attention.on_mesh`), or sizes do not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or mesh.shape["tensor"] == 1:
+        return x
+    if x.shape[0] % row_shards(mesh) or x.shape[1] % mesh.shape["tensor"]:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, "tensor"))
