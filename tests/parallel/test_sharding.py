@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,8 +11,17 @@ from jax.sharding import PartitionSpec
 
 from vero_jax.config import MeshConfig
 from vero_jax.errors import UserError
+from vero_jax.models.attention import on_mesh
 from vero_jax.parallel.mesh import make_mesh, row_shards
-from vero_jax.parallel.sharding import param_shardings, partition_spec, row_sharding
+from vero_jax.parallel.sharding import (
+    param_shardings,
+    partition_spec,
+    received_bytes,
+    replicated,
+    row_sharding,
+    split_tokens,
+)
+from vero_jax.planning.hlo import collective_traffic
 
 
 def test_one_axis_takes_what_the_others_leave():
@@ -57,3 +68,39 @@ def test_a_tree_of_parameters_and_its_rows_land_on_all_devices():
     assert placed["scale"].addressable_shards[0].data.shape == (8,)
     rows = jax.device_put(jnp.zeros((8, 3)), row_sharding(mesh))
     assert rows.addressable_shards[0].data.shape == (2, 3)
+
+
+def test_the_bytes_of_a_reshard_are_those_that_the_compiler_moves():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    shapes = {"gathered": (64, 32), "stays": (16, 32)}
+    before = {"gathered": PartitionSpec("fsdp", "tensor"), "stays": PartitionSpec(None, "tensor")}
+    after = {"gathered": PartitionSpec(None, "tensor"), "stays": PartitionSpec(None, "tensor")}
+
+    def placed(specs: dict) -> dict:
+        return {name: jax.sharding.NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+    arrays = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=placed(before)[name]) for name, shape in shapes.items()
+    }
+    moved = received_bytes(arrays, placed(after))
+    assert moved == 32 * 16 * 4  # the other half of the rows, of half of the columns
+    compiled = jax.jit(lambda tree: tree, out_shardings=placed(after)).lower(arrays).compile()
+    assert collective_traffic(compiled.as_text()).bytes == moved
+    assert received_bytes(arrays, placed(before)) == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "part"), [((4, 6, 8), (1, 3, 8)), ((4, 1, 8), None), ((4, 7, 8), None), ((3, 6, 8), None)]
+)
+def test_between_layers_tokens_are_split_where_they_divide(shape, part):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+    def function(x):
+        with on_mesh(mesh):
+            return split_tokens(x)
+
+    x = jax.device_put(jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape), replicated(mesh))
+    out = jax.jit(function)(x)
+    assert (out == x).all()
+    assert out.sharding.shard_shape(shape) == (part or shape)
+    assert split_tokens(x) is x  # no mesh is named

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -72,12 +73,36 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
+def received_bytes(arrays: Any, shardings: Any) -> float:
+    """What moving arrays to other shardings brings to a device that it does not hold already; of the device that gets
+    the most, and no more than once however the compiler does it.
+
+    Args:
+      arrays: a tree of arrays, or of shapes with types and shardings.
+      shardings: the same tree of where they shall lie, on the same devices.
+    """
+    totals: dict[jax.Device, float] = {}
+
+    def add(array: Any, target: NamedSharding) -> None:
+        before = array.sharding.devices_indices_map(array.shape)
+        for device, wanted in target.devices_indices_map(array.shape).items():
+            size = overlap = np.dtype(array.dtype).itemsize
+            for dim, new, old in zip(array.shape, wanted, before[device], strict=True):
+                (low, high, _), (old_low, old_high, _) = new.indices(dim), old.indices(dim)
+                size *= high - low
+                overlap *= max(min(high, old_high) - max(low, old_low), 0)
+            totals[device] = totals.get(device, 0.0) + size - overlap
+
+    jax.tree.map(add, arrays, shardings)
+    return max(totals.values(), default=0.0)
+
+
 def split_tokens(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Between layers: rows over data and fsdp, tokens over tensor, so that nothing that is kept there is kept twice.
 
-    Sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2): what tensor parallelism would add up
-    on every device is scattered over them behind a layer, and gathered before the next one's products; the bytes that
-    go round are the same. Does nothing where no mesh is named (`models.attention.on_mesh`), or sizes do not divide.
+    Sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2): what tensor parallelism would add
+    up on every device is scattered over them behind a layer, and gathered before the next one's products; the bytes
+    that go round are the same. Does nothing where no mesh is named (`models.attention.on_mesh`), or sizes do not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or mesh.shape["tensor"] == 1:

@@ -25,7 +25,7 @@ from vero_jax.config import RolloutConfig, SamplingConfig
 from vero_jax.errors import UserError
 from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import row_shards
-from vero_jax.parallel.sharding import partition_spec
+from vero_jax.parallel.sharding import partition_spec, received_bytes
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.sampling.inputs import Buckets, check_prompt, pad_prompts, sample_keys, token_inputs, vision_inputs
 from vero_jax.sampling.programs import Programs, PromptRows, Reading
@@ -52,6 +52,8 @@ class GenerationStats:
     """Responses that were drawn again because pages had run out."""
     seconds: float = 0.0
     """From the call to the last group, whatever the caller did in between included."""
+    reshard_bytes: float = 0.0
+    """That came to each device when the weights moved from training's layout to sampling's."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -66,6 +68,7 @@ class GenerationStats:
             "rollout/rounds": float(self.rounds),
             "rollout/prefill_calls": float(self.prefill_calls),
             "rollout/preempted": float(self.preempted),
+            "perf/reshard_bytes": self.reshard_bytes,
         }
 
     @property
@@ -176,6 +179,7 @@ class Engine:
         self._for_sampling = None
         if model_def.dtype != model_def.param_dtype or (gather_weights and mesh.shape["fsdp"] > 1):
             shardings = self._sampling_shardings() if gather_weights else None
+            self._reshard_bytes = self.reshard_bytes() if gather_weights else 0.0
             self._for_sampling = jax.jit(watch("for_sampling", self._programs.for_sampling), out_shardings=shardings)
 
     # --- for users
@@ -285,6 +289,7 @@ class Engine:
         """
         if self._for_sampling is not None:
             params = self._for_sampling(params)
+            self.stats.reshard_bytes += self._reshard_bytes
         sizes = dataclasses.replace(
             self.sizes(n, max_new_tokens),
             truncated=truncated,
@@ -420,6 +425,17 @@ class Engine:
             text="" if self._decode_text is None else self._decode_text(text.tolist()),
             warped_logprobs=np.concatenate(warped) if warped else None,
         )
+
+    def reshard_bytes(self) -> float:
+        """What a device receives when the weights go to sampling's layout, which is sent in sampling's type."""
+        params = self.model_def.abstract_params()
+        sent = jax.eval_shape(self._programs.for_sampling, params)
+        placed = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            sent,
+            self.model_def.shardings(self.mesh),
+        )
+        return received_bytes(placed, self._sampling_shardings())
 
     def _sampling_shardings(self) -> Any:
         """The parameters' usual shardings without the fsdp axis."""
