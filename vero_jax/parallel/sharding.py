@@ -102,7 +102,7 @@ def split_tokens(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 
     Sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2): what tensor parallelism would add
     up on every device is scattered over them behind a layer, and gathered before the next one's products; the bytes
-    that go round are the same. Does nothing where no mesh is named (`models.attention.on_mesh`), or sizes do not divide.
+    that go round are the same. Does nothing where no mesh is named (`models.attention.on_mesh`) or sizes don't divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or mesh.shape["tensor"] == 1:
