@@ -304,7 +304,9 @@ class TrainerConfig:
     val_greedy: bool = True  # measure the greedy answers too
     val_blind: bool = True  # measure how many answers change when the images are blanked
     save_every: int = 40
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest ones
+    keep_best: int = 1  # and those with the best accuracy in a validation of just these weights
+    checkpoint_dir: str = ""  # of the checkpoints, a folder or gs://bucket/path, {name} allowed; empty: in run_dir
     samples_every: int = 20  # steps between sample pages
     log_every: int = 1
     export: bool = True

@@ -95,6 +95,7 @@ def _check_numbers(config: Config) -> None:
     for key, value in positive.items():
         _need(value > 0, f"{key} must be greater than 0, not {value}.")
     not_negative = {
+        "trainer.keep_best": trainer.keep_best,
         "seed": config.seed,
         "data.seed": config.data.seed,
         "data.mini.seed": config.data.mini.seed,

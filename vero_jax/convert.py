@@ -1,6 +1,6 @@
 """Checkpoints between Hugging Face's format and vero_jax's own, both ways, and out of training.
 
-    python -m vero_jax.convert SOURCE OUT [--to hf|vero_jax] [--dtype source|bfloat16|float32] [--step N]
+    python -m vero_jax.convert SOURCE OUT [--to hf|vero_jax] [--dtype source|bfloat16|float32] [--step N|best]
 
 SOURCE is a Hugging Face folder, an id of the model hub, a folder in vero_jax's format, or the run directory of a
 training, whose newest checkpoint is taken. What is written is read again and compared with the source, bit by bit.
@@ -101,7 +101,7 @@ def convert(
     to: str | None = None,
     dtype: str = "source",
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    step: int | None = None,
+    step: int | str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Converts a checkpoint and checks the result.
@@ -112,7 +112,7 @@ def convert(
         to: "hf" or "vero_jax"; None takes Hugging Face's for what is not, and vero_jax's for what is.
         dtype: of the weights written; "source" keeps every tensor's own.
         max_shard_bytes: largest size of one safetensors file.
-        step: of a run directory's checkpoint; None takes the newest.
+        step: of a run directory's checkpoint; None takes the newest, "best" the one with the best validation.
         say: is told what was done.
 
     Returns:
@@ -258,6 +258,10 @@ def _timed(
     say(f"{done}: {size / 1e9:.2f} GB in {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s")
 
 
+def number_or_best(text: str) -> int | str:
+    return text if text == "best" else int(text)
+
+
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     summary, _, rest = (__doc__ or "").partition("\n\n")
@@ -274,7 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dtype", choices=["source", "bfloat16", "float32"], default="source", help="of the weights; default: source"
     )
     parser.add_argument("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, help="largest size of one file")
-    parser.add_argument("--step", type=int, help="checkpoint of a run directory; default: the newest")
+    parser.add_argument(
+        "--step", type=number_or_best, help="a run directory's checkpoint, or best; default: the newest"
+    )
     options = parser.parse_args(argv)
     convert(
         options.source,

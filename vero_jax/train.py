@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from vero_jax.config import Config
-from vero_jax.config_loader import help_text, load_config
+from vero_jax.config_loader import help_text, load_config, to_dict
 from vero_jax.data.selection import check_same_data
 from vero_jax.errors import friendly
 from vero_jax.learning.advantages import add_advantages
@@ -25,15 +25,16 @@ from vero_jax.learning.kl import KLController
 from vero_jax.learning.metrics import group_metrics
 from vero_jax.learning.update import TrainState
 from vero_jax.models.policy import Params
+from vero_jax.position import Position
 from vero_jax.rewards.judge_pool import JudgePool
 from vero_jax.rewards.pool import RewardPool
 from vero_jax.rollout import check_missing, rollout
-from vero_jax.runtime.checkpoint import CheckpointMeta, Checkpoints
+from vero_jax.runtime.checkpoint import Checkpoints
 from vero_jax.runtime.compilation import devices_line
 from vero_jax.runtime.processes import join, open_shared_run
 from vero_jax.runtime.progress import Progress
 from vero_jax.runtime.record import Record
-from vero_jax.runtime.run_dir import RunDir, fingerprint
+from vero_jax.runtime.run_dir import RunDir, changes_sentence, differences, fingerprint
 from vero_jax.runtime.signals import StopRequest, resume_hint
 from vero_jax.runtime.summary import Accuracy, Summary
 from vero_jax.setup import System, build_system
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if judge is not None:
             stack.enter_context(judge)
         rewards = stack.enter_context(system.reward_pool())
-        checkpoints = stack.enter_context(Checkpoints(run.checkpoints, keep=config.trainer.keep_checkpoints))
+        kept = config.trainer.keep_checkpoints, config.trainer.keep_best
+        checkpoints = stack.enter_context(Checkpoints(run.checkpoints, *kept))
         recipe = stack.enter_context(Recipe(config, run, system, rewards, judge, checkpoints, progress, stop))
         recipe.spent("setup", time.perf_counter() - started)
         lines = recipe.train()
@@ -68,20 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = " ".join(["python -m vero_jax.train", *argv])
         print("\n".join(lines) if lines else resume_hint(command, recipe.at.step))
     return 0 if lines else stop.exit_code
-
-
-@dataclasses.dataclass
-class Position:
-    """How far a run has come; all of it goes into every checkpoint."""
-
-    phase: str = "cold_start"
-    phase_step: int = 0
-    """Steps of the phase that are done."""
-    step: int = 0
-    """Steps of all phases that are done."""
-    results: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What validations measured, by stage."""
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Recipe:
@@ -139,7 +127,7 @@ class Recipe:
                 with self._timed("cold_start"):
                     pairs = self.system.solved(questions.batch(step - 1))
                     self.state, metrics = self.teacher.step(self.state, pairs, step)
-                self._advance(step)
+                self.at.advance(step)
                 if step % config.log_every == 0 or step == config.steps:
                     self.record.metrics(step, metrics, phase="cold_start")
                 self.progress.step({"loss": metrics["cold_start/loss"], "lr": metrics["cold_start/lr"]})
@@ -162,15 +150,15 @@ class Recipe:
             self.state = self.learner.warm_up(self.state)
         self.progress.phase("reinforcement", trainer.steps, self.at.phase_step)
         batch = trainer.prompts_per_step
-        with self.system.questions(batch, self._drawn() // batch) as questions:
+        with self.system.questions(batch, self.at.drawn(self.config) // batch) as questions:
             for step in range(self.at.phase_step + 1, trainer.steps + 1):
                 if self.stop.agreed():
                     return self._save_and_stop()
                 with self._timed("reinforcement"):
-                    prompts = questions.batch(self._drawn() // batch)
+                    prompts = questions.batch(self.at.drawn(self.config) // batch)
                     groups, metrics = self.reinforcement_step(step, prompts)
                     metrics |= questions.metrics()
-                self._advance(step)
+                self.at.advance(step)
                 self._report(step, groups, metrics)
                 if self._due(trainer.val_every, step) and step < trainer.steps:
                     self.measure(f"step_{step:06d}")
@@ -251,35 +239,21 @@ class Recipe:
             )
             seconds = time.perf_counter() - start
         self.at.results[name] = measured.to_json()
+        if self.at.step:
+            self.checkpoints.note_score(self.at.step, measured.sampled.overall)
         step = self.at.phase_step if self.at.phase == "reinforcement" else 0
         self.record.metrics(step, {"stage": stage, **measured.metrics, "timing_s/testing": seconds}, phase="validation")
         self.progress.say(f"  {measured}" + "".join(f"; {count} left out: {why}" for why, count in problems.items()))
 
-    def _drawn(self) -> int:
-        """Questions drawn from the stream so far: the position in the data, whatever reads it."""
-        cold_start, batch = self.config.cold_start, self.config.trainer.prompts_per_step
-        if self.at.phase == "cold_start":
-            return self.at.phase_step * cold_start.batch_size
-        # The stream goes on behind the cold start's questions, whose answers the policy has been shown.
-        return (-(-cold_start.steps * cold_start.batch_size // batch) + self.at.phase_step) * batch
-
     def save(self) -> None:
         """Hands parameters, optimizer, position and results to Orbax, which writes them meanwhile."""
-        at = self.at
-        meta = CheckpointMeta(
-            step=at.step,
-            phase=at.phase,
-            phase_step=at.phase_step,
-            seed=self.config.seed,
-            data_position=self._drawn(),
+        meta = self.at.meta(
+            self.config,
             data=self.system.data_identity,
             metrics_position=self.record.position,
-            fingerprint=fingerprint(self.config),
             kl_controller={"coef": self.kl.coef},
-            seconds=at.seconds,
-            results=at.results,
         )
-        self.checkpoints.save(at.step, self._saved(self.state, self.reference), meta)
+        self.checkpoints.save(self.at.step, self._saved(self.state, self.reference), meta)
 
     def finish(self) -> list[str]:
         """Last checkpoint, export, curves and summary."""
@@ -313,15 +287,17 @@ class Recipe:
         found = None
         if self.run.resuming:
             reference = abstract.params if self.needs_reference else None
-            found = self.checkpoints.restore_latest(self._saved(abstract, reference), fingerprint(self.config))
+            found = self.checkpoints.restore_latest(
+                self._saved(abstract, reference), fingerprint(self.config), to_dict(self.config)
+            )
         if found is None:
             state = self.learner.init_state(self.system.params())
             return state, programs.snapshot(state.params) if self.needs_reference else None, None
         saved, meta = found
         check_same_data(meta.data, self.system.data_identity)
-        self.at = Position(meta.phase, meta.phase_step, meta.step, dict(meta.results), dict(meta.seconds))
-        if self.at.phase_step < self.config.trainer.steps:
-            self.at.results.pop("final", None)  # a run that goes on is measured again at its new end
+        if changed := differences(meta.config, to_dict(self.config), free=True):
+            self.progress.say(f"settings that have changed since: {changes_sentence(changed)}")
+        self.at = Position.of(meta, self.config)
         self.kl = dataclasses.replace(self.kl, coef=meta.kl_controller["coef"])
         self.progress.say(f"resuming from the checkpoint at {meta.phase.replace('_', ' ')} step {meta.phase_step}")
         state = saved["state"]
@@ -332,9 +308,6 @@ class Recipe:
         """What a checkpoint holds. Of the reference only what differs from the state: nothing is there twice."""
         part = None if reference is None else self.learner.programs.trained_part(reference)
         return {"state": state} if part is None else {"state": state, "reference": part}
-
-    def _advance(self, step: int) -> None:
-        self.at.phase_step, self.at.step = step, self.at.step + 1
 
     def _save_and_stop(self) -> bool:
         self.save()

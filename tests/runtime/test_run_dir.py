@@ -16,7 +16,8 @@ from vero_jax.config import Config
 from vero_jax.config_loader import load_config, to_dict
 from vero_jax.errors import UserError
 from vero_jax.runtime.files import atomic_write, friendly_writes
-from vero_jax.runtime.run_dir import FREE_KEYS, differences, fingerprint, has_checkpoint, open_run, run_path
+from vero_jax.runtime.places import saved_steps
+from vero_jax.runtime.run_dir import FREE_KEYS, differences, fingerprint, open_run, run_path
 
 REPO = Path(__file__).parents[2]
 
@@ -197,12 +198,12 @@ def test_a_key_of_a_newer_version_is_a_difference():
 
 
 def test_unfinished_checkpoints_do_not_count(tmp_path):
-    assert not has_checkpoint(tmp_path)
+    assert not saved_steps(tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir(parents=True)
     (tmp_path / "checkpoints" / "broken_5").mkdir()
-    assert not has_checkpoint(tmp_path)
+    assert not saved_steps(tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "3").mkdir()
-    assert has_checkpoint(tmp_path)
+    assert saved_steps(tmp_path / "checkpoints") == [3]
 
 
 def test_a_reader_never_meets_half_a_file(tmp_path):

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from vero_jax.checkpoints import native
 from vero_jax.checkpoints.boxes import Box, cut, whole
 from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.checkpoints.names import ExpertLayout, by_tensor, expert_layout, stored_params
 from vero_jax.checkpoints.safetensors_io import INDEX_FILE, SINGLE_FILE, Checkpoint
-from vero_jax.checkpoints.saved_params import SavedParams, checkpoint_steps
+from vero_jax.checkpoints.saved_params import SavedParams, run_checkpoints
 from vero_jax.checkpoints.transfer import BLOCK_BYTES, Layout, ParamReader, ParamSink, read_into, run_all
 from vero_jax.checkpoints.weights import open_checkpoint
 from vero_jax.config import Config
@@ -93,15 +94,16 @@ class Origin:
 
 
 @contextlib.contextmanager
-def open_origin(source: str | Path, step: int | None = None) -> Iterator[Origin]:
+def open_origin(source: str | Path, step: int | str | None = None) -> Iterator[Origin]:
     """Finds out what a source is and accounts for all that it holds.
 
     Raises:
         UserError: it is nothing that can be converted.
     """
     folder = resolve_checkpoint(source)
-    if not native.is_native(folder) and checkpoint_steps(folder):
-        with _open_run(folder, step) as origin:
+    place = None if native.is_native(folder) else run_checkpoints(folder)
+    if place is not None:
+        with _open_run(folder, place, step) as origin:
             yield origin
         return
     if step is not None:
@@ -121,12 +123,12 @@ def open_origin(source: str | Path, step: int | None = None) -> Iterator[Origin]
 
 
 @contextlib.contextmanager
-def _open_run(run: Path, step: int | None) -> Iterator[Origin]:
+def _open_run(run: Path, place: epath.Path, step: int | str | None) -> Iterator[Origin]:
     config = apply_settings(Config(), read_yaml(run / "config.yaml"))
     folder = run / "policy" if config.model.path == "build" else resolve_checkpoint(config.model.path)
     model_def = ModelDef(ModelConfig.from_folder(folder))
     lora = lora_from(config.model.lora, model_def.config)
-    saved = SavedParams(run, step, None if lora is None else lora.scale)
+    saved = SavedParams(place, step, None if lora is None else lora.scale)
     wanted = {path: tuple(leaf.shape) for path, leaf in stored_params(model_def).items()}
     found = {path: saved.shape(path) for path in saved.paths}
     if found != wanted:

@@ -9,20 +9,34 @@ from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
+from etils import epath
 
 from vero_jax.checkpoints.boxes import Box, as_type, slices, whole
+from vero_jax.config import Config
+from vero_jax.config_loader import apply_settings, read_yaml
 from vero_jax.errors import UserError
 from vero_jax.models.policy import ParamPath
+from vero_jax.runtime.places import checkpoint_place, is_bucket, ranked, read_scores, saved_steps
 
 _STATE = ("state", "params")
 """Where `train.py` keeps the parameters in what it saves."""
 _PIECE_BYTES = 128 * 2**20
 
 
-def checkpoint_steps(run: Path) -> list[int]:
-    """The finished checkpoints of a run directory, oldest first."""
-    folder = run / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+def run_checkpoints(run: Path) -> epath.Path | None:
+    """Where the checkpoints of a run directory lie; None for a folder that is none or has no finished checkpoint.
+
+    Raises:
+        UserError: its config.yaml names a place that cannot be read.
+    """
+    place = epath.Path(run / "checkpoints")
+    if not saved_steps(place) and (run / "config.yaml").is_file():
+        try:
+            config = apply_settings(Config(), read_yaml(run / "config.yaml"))
+        except UserError:  # another program's file
+            return None
+        place = checkpoint_place(config, run)
+    return place if saved_steps(place) else None
 
 
 class SavedParams:
@@ -31,30 +45,36 @@ class SavedParams:
     Adapters are merged into the kernels that they belong to, in float32, rounded once.
 
     Args:
-        run: the run directory.
-        step: None takes the newest.
+        place: the folder or bucket of a run's checkpoints, see `run_checkpoints`.
+        step: None takes the newest, "best" the one with the best score in a validation.
         lora_scale: of the run's adapters; None where it has none.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
 
-    def __init__(self, run: Path, step: int | None = None, lora_scale: float | None = None) -> None:
-        steps = checkpoint_steps(run)
+    def __init__(self, place: epath.PathLike, step: int | str | None = None, lora_scale: float | None = None) -> None:
+        place = epath.Path(place)
+        steps = saved_steps(place)
+        if step == "best":
+            best = ranked(steps, read_scores(place))
+            if not best:
+                raise UserError(f"none of the checkpoints in {place} was measured by a validation, so none is the best")
+            step = best[0]
         if not steps or (step is not None and step not in steps):
             known = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
             wanted = "a finished checkpoint" if step is None else f"the checkpoint {step}"
-            raise UserError(f"{run} lacks {wanted}; {known}")
-        self.step = steps[-1] if step is None else step
-        self.folder = run / "checkpoints" / str(self.step)
+            raise UserError(f"{place} lacks {wanted}; {known}")
+        self.step = steps[-1] if step is None else int(step)
+        self.folder = place / str(self.step)
         self._scale = lora_scale
         self._lock = threading.Lock()
         self._adapters: dict[ParamPath, np.ndarray] = {}
         self._sums: dict[ParamPath, tuple[int, int]] = {}
         try:
-            meta = json.loads((self.folder / "meta" / "metadata").read_text(encoding="utf-8"))
+            meta = json.loads((self.folder / "meta" / "metadata").read_text())
             self._saved_sums: dict[str, int] = meta["checksums"]
-            tree = json.loads((self.folder / "state" / "_METADATA").read_text(encoding="utf-8"))
+            tree = json.loads((self.folder / "state" / "_METADATA").read_text())
             driver = "zarr3" if tree.get("use_zarr3") else "zarr"
             self._arrays: dict[ParamPath, ts.TensorStore] = {}
             for entry in tree["tree_metadata"].values():
@@ -144,7 +164,8 @@ class SavedParams:
             raise self._damaged(error) from None
 
     def _open(self, driver: str, keys: tuple[str, ...]) -> ts.TensorStore:
-        base = f"file://{(self.folder / 'state').absolute()}/"
+        state = self.folder / "state"
+        base = f"{state}/" if is_bucket(state) else f"file://{Path(state).absolute()}/"
         store = {"driver": "ocdbt", "base": base, "path": ".".join(keys) + "/"}
         return ts.open({"driver": driver, "kvstore": store}, open=True, read=True).result()
 

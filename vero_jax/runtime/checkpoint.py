@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vero_jax.errors import UserError
 from vero_jax.runtime.compilation import versions
 from vero_jax.runtime.files import disk_error
+from vero_jax.runtime.places import ranked, read_scores, write_scores
+from vero_jax.runtime.run_dir import changes_sentence, differences
 
 _SAVE_ARGS = ocp.SaveArgs(chunk_byte_size=64 * 2**20)
 """Arrays are stored in chunks of about this size: who converts a checkpoint need not hold a whole stack of layers."""
@@ -46,6 +50,8 @@ class CheckpointMeta:
     """`MetricsLog.position` at this point; later lines are cut on resume."""
     fingerprint: str
     """`run_dir.fingerprint` of the settings that matter."""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """All settings, as `config_loader.to_dict` has them."""
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Fingerprints of each part of the data and of the rows in use, by name."""
     kl_controller: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -57,22 +63,39 @@ class CheckpointMeta:
 
 
 class Checkpoints:
-    """Keeps the last `keep` checkpoints in a folder. Every process of a run makes one and calls the same methods."""
+    """Keeps the last `keep` checkpoints and the `keep_best` with the best scores in a folder or bucket.
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self._folder = Path(folder).absolute()
+    Every process of a run makes one and calls the same methods.
+    """
+
+    def __init__(self, folder: epath.PathLike, keep: int = 2, keep_best: int = 0) -> None:
+        self._folder = epath.Path(folder)
+        if "://" not in str(folder):
+            self._folder = epath.Path(Path(folder).absolute())
         self._last: int | None = None
         with _save_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
+            self.scores = read_scores(self._folder)
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 # Named here, so that the shapes in a checkpoint can be read before its arrays are.
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
                 # A killed save leaves a folder with a temporary name, which is never taken for a checkpoint.
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                    preservation_policy=preservation_policy.AnyPreservationPolicy(
+                        [preservation_policy.LatestN(keep), _Best(self, keep_best)]
+                    ),
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
                 ),
             )
+
+    def note_score(self, step: int, score: float) -> None:
+        """Says what the weights after a step are worth: of two the higher is better. Survives a restart."""
+        self.scores[step] = score
+        if jax.process_index() == 0:
+            with _save_errors(self._folder):
+                write_scores(self._folder, self.scores)
 
     @property
     def steps(self) -> list[int]:
@@ -102,19 +125,23 @@ class Checkpoints:
             raise RuntimeError(f"Orbax declined to save step {step} beside {self.steps}.")
         self._last = step
 
-    def restore_latest(self, abstract_state: Any, fingerprint: str | None = None) -> tuple[Any, CheckpointMeta] | None:
+    def restore_latest(
+        self, abstract_state: Any, fingerprint: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> tuple[Any, CheckpointMeta] | None:
         """(state, meta) of the newest checkpoint that can be read, or None when there is none.
 
         abstract_state: a tree of jax.ShapeDtypeStruct with the shardings to restore onto (`abstract_like`).
         A broken checkpoint is set aside with a warning that names it, and the one before is taken. UserError when all
-        are broken, when the shapes are another model's, or when `fingerprint` is not the saved one.
+        are broken, when the shapes are another model's, or when `fingerprint` is not the saved one; then it names the
+        settings in `config` (`config_loader.to_dict`) that differ from those inside the checkpoint.
         """
         broken = []
         for step in reversed(self.steps):
             try:
                 meta, sums = self._read_meta(step)
                 saved_shapes = self._saved_shapes(step)
-                _check_fits(meta, saved_shapes, abstract_state, fingerprint, self._folder / str(step))
+                _check_settings(meta, fingerprint, config or {}, self._folder / str(step))
+                _check_fits(saved_shapes, abstract_state, self._folder / str(step))
                 state = self._manager.restore(
                     step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
                 ).state
@@ -233,18 +260,32 @@ def _check_sums(saved: Mapping[str, int], state: Any) -> None:
         raise ValueError(f"the bits of {', '.join(wrong[:3])} are not the ones that were saved")
 
 
-def _check_fits(
-    meta: CheckpointMeta,
-    saved: Mapping[str, tuple[int, ...]],
-    abstract_state: Any,
-    fingerprint: str | None,
-    place: Path,
+@dataclasses.dataclass(frozen=True)
+class _Best(preservation_policy.PreservationPolicy):
+    """Keeps the checkpoints with the best scores known. All processes know the same ones."""
+
+    checkpoints: Checkpoints
+    count: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        best = ranked([info.step for info in checkpoints], self.checkpoints.scores)[: self.count]
+        return [info.step in best for info in checkpoints]
+
+
+def _check_settings(
+    meta: CheckpointMeta, fingerprint: str | None, config: Mapping[str, Any], place: epath.Path
 ) -> None:
-    if fingerprint is not None and meta.fingerprint != fingerprint:
-        raise UserError(
-            f"checkpoint {place} was saved with other settings than this run's: set them back as in the run's "
-            "config.yaml, or choose another name or run_dir."
-        )
+    if fingerprint is None or meta.fingerprint == fingerprint:
+        return
+    changed = differences(meta.config, config) if meta.config else {}
+    named = f", so it cannot be continued with these: {changes_sentence(changed)}" if changed else " than this run's"
+    raise UserError(
+        f"checkpoint {place} was saved with other settings{named}. Set them back, or choose another name, run_dir or "
+        "trainer.checkpoint_dir."
+    )
+
+
+def _check_fits(saved: Mapping[str, tuple[int, ...]], abstract_state: Any, place: epath.Path) -> None:
     wanted = _shapes(abstract_state)
     wrong = [
         f"{name} is {saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
@@ -273,7 +314,7 @@ def _key_name(key: Any) -> str:
 
 
 @contextlib.contextmanager
-def _save_errors(folder: Path) -> Iterator[None]:
+def _save_errors(folder: epath.Path) -> Iterator[None]:
     """A full disk is a sentence, whether Python noticed it or TensorStore, which has its own words."""
     try:
         yield

@@ -22,14 +22,14 @@ _USER_ERRNOS = {
 }
 
 
-def disk_error(error: OSError, path: str | Path) -> UserError | None:
+def disk_error(error: OSError, path: str | os.PathLike[str]) -> UserError | None:
     """The sentence for a failed write that the user can mend, or None when the error is of another kind."""
     reason = _USER_ERRNOS.get(error.errno or 0)
     return None if reason is None else UserError(f"cannot write {path}: {reason}.")
 
 
 @contextlib.contextmanager
-def friendly_writes(path: str | Path) -> Iterator[None]:
+def friendly_writes(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns a full disk, a missing right or a wrong folder inside the block into a UserError that names the path."""
     try:
         yield

@@ -14,6 +14,7 @@ from vero_jax.errors import UserError
 from vero_jax.parallel.distributed import Hosts, check_alike, connect
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
 from vero_jax.runtime.files import atomic_write
+from vero_jax.runtime.places import checkpoint_place
 from vero_jax.runtime.run_dir import RunDir, open_run
 
 
@@ -55,7 +56,7 @@ def open_shared_run(config: Config, hosts: Hosts) -> RunDir:
                 f"run_dir {path} is not the same folder on every host (process {absent[0]} does not see what process 0 "
                 "writes there): put it on a disk that all hosts share"
             )
-    return opened[0] if opened else RunDir(path, resuming)
+    return opened[0] if opened else RunDir(path, resuming, place=checkpoint_place(config, path))
 
 
 def _sees(file: Path, content: str, within_s: float = 10.0) -> bool:

@@ -23,16 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from etils import epath
 
 from vero_jax.config import Config
 from vero_jax.config_loader import flatten, to_dict, to_yaml
 from vero_jax.errors import UserError
 from vero_jax.runtime.files import atomic_write, friendly_writes
+from vero_jax.runtime.places import checkpoint_place, fill_in, is_bucket, saved_steps
 
 FREE_KEYS = (
     # how long, and what is written on the way
     "name", "run_dir", "trainer.steps", "trainer.log_every", "trainer.log_with", "trainer.save_every",
-    "trainer.keep_checkpoints", "trainer.samples_every", "trainer.export", "model.lora.export", "trainer.resume",
+    "trainer.keep_checkpoints", "trainer.keep_best", "trainer.checkpoint_dir", "trainer.samples_every",
+    "trainer.export", "model.lora.export", "trainer.resume",
     "cold_start.log_every", "trainer.val_before", "trainer.val_every", "trainer.val_batch",
     "trainer.val_greedy", "trainer.val_blind",
     # the machine: the result does not depend on these
@@ -52,15 +55,22 @@ FREE_KEYS = (
 """Settings that may change when a run is continued. Every other one would make it another experiment."""
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (old, new)} of the settings that matter and differ, from two `to_dict` trees; absent ones are "not set"."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, free: bool = False) -> dict[str, tuple[Any, Any]]:
+    """{key: (old, new)} of the settings that matter and differ, from two `to_dict` trees; absent ones are "not set".
+
+    free: of those in `FREE_KEYS`, instead of those that matter."""
     before, after = flatten(old), flatten(new)
-    keys = [key for key in {**after, **before} if key not in FREE_KEYS]
+    keys = [key for key in {**after, **before} if (key in FREE_KEYS) == free]
     return {
         key: (before.get(key, "not set"), after.get(key, "not set"))
         for key in keys
         if before.get(key, "not set") != after.get(key, "not set")
     }
+
+
+def changes_sentence(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Of what `differences` found: "key (was 1, now 2), ..."."""
+    return ", ".join(f"{key} (was {before!r}, now {after!r})" for key, (before, after) in changed.items())
 
 
 def fingerprint(config: Config) -> str:
@@ -77,7 +87,9 @@ class RunDir:
     path: Path
     resuming: bool = False
     """True when the folder already holds a checkpoint of this run."""
-    lock: RunLock | None = None
+    locks: tuple[RunLock, ...] = ()
+    place: epath.Path | None = None
+    """Of the checkpoints, where that is not the run's own folder."""
 
     @property
     def config(self) -> Path:
@@ -92,8 +104,8 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> epath.Path:
+        return epath.Path(self.path / "checkpoints") if self.place is None else self.place
 
     @property
     def samples(self) -> Path:
@@ -132,8 +144,8 @@ class RunDir:
                     file.unlink()
 
     def close(self) -> None:
-        if self.lock is not None:
-            self.lock.release()
+        for lock in self.locks:
+            lock.release()
 
     def __enter__(self) -> RunDir:
         return self
@@ -148,65 +160,77 @@ def run_path(config: Config) -> Path:
         raise UserError(
             f"run_dir must be a folder, not the address {config.run_dir!r}: mount the bucket and name its path."
         )
-    try:
-        return Path(config.run_dir.format(name=config.name, seed=config.seed)).expanduser().absolute()
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"run_dir {config.run_dir!r} can hold {{name}} and {{seed}}, and nothing else in braces ({error})."
-        ) from error
+    return Path(fill_in("run_dir", config.run_dir, config)).expanduser().absolute()
 
 
 def open_run(config: Config, *, primary: bool = True) -> RunDir:
     """Makes or continues the run's folder, locks it and writes the resolved config.
 
-    A folder with a checkpoint is continued when its config differs in nothing that matters (`FREE_KEYS` may); one
+    A run with a checkpoint is continued when its config differs in nothing that matters (`FREE_KEYS` may); one
     without a checkpoint is begun again. Only the primary process (index 0) locks and writes; the others read.
     Raises UserError when another process holds the run, when it is another experiment's, or when the disk refuses.
     """
     path = run_path(config)
+    place = checkpoint_place(config, path)
     if not primary:
-        return RunDir(path, resuming=has_checkpoint(path))
-    with friendly_writes(path):
-        path.mkdir(parents=True, exist_ok=True)
-    lock = RunLock.acquire(path)
+        return RunDir(path, resuming=bool(saved_steps(place)), place=place)
+    locks: list[RunLock] = []
     try:
-        run = RunDir(path, resuming=has_checkpoint(path), lock=lock)
+        # In a bucket there are no locks, and another run's checkpoints are found out by the config inside them.
+        for folder in [path] if is_bucket(place) or Path(place).parent == path else [path, Path(place)]:
+            with friendly_writes(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            locks.append(RunLock.acquire(folder))
+        run = RunDir(path, bool(saved_steps(place)), tuple(locks), place)
         if run.resuming:
             _check_same_run(run, config)
         else:
+            _check_not_moved(run, config)
             _begin_again(run)
         for folder in (run.tensorboard, run.checkpoints, run.samples, run.validation):
             with friendly_writes(folder):
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
         atomic_write(run.config, to_yaml(config))
     except BaseException:
-        lock.release()
+        for lock in locks:
+            lock.release()
         raise
     return run
 
 
-def has_checkpoint(path: Path) -> bool:
-    """Whether a finished checkpoint lies in the run's folder (unfinished ones do not have a plain number as name)."""
-    folder = path / "checkpoints"
-    return folder.is_dir() and any(child.name.isdigit() and child.is_dir() for child in folder.iterdir())
-
-
 def _check_same_run(run: RunDir, config: Config) -> None:
     if config.trainer.resume == "never":
+        held = run.path if run.config.exists() else run.checkpoints
         raise UserError(
-            f"{run.path} already holds a run: choose another name or run_dir, delete the folder, "
+            f"{held} already holds a run: choose another name or run_dir, delete the folder, "
             "or set trainer.resume=auto to continue it."
         )
+    if run.checkpoints.parent != epath.Path(run.path) and not run.config.exists():
+        return  # on a new machine, whose disk knows nothing of the run; the checkpoint knows its settings
     try:
         old = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{run.path} holds checkpoints, but its config.yaml cannot be read ({error}).") from error
     changed = differences(old if isinstance(old, dict) else {}, to_dict(config))
     if changed:
-        listed = ", ".join(f"{key} (was {before!r}, now {after!r})" for key, (before, after) in changed.items())
         raise UserError(
-            f"{run.path} holds a run with other settings, so it cannot be continued with these: {listed}. "
-            "Set them back, or choose another name or run_dir."
+            f"{run.path} holds a run with other settings, so it cannot be continued with these: "
+            f"{changes_sentence(changed)}. Set them back, or choose another name or run_dir."
+        )
+
+
+def _check_not_moved(run: RunDir, config: Config) -> None:
+    """A run that would begin again because its checkpoints are looked for in the wrong place must not."""
+    try:
+        old = yaml.safe_load(run.config.read_text(encoding="utf-8"))["trainer"]["checkpoint_dir"]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+        return
+    trainer = dataclasses.replace(config.trainer, checkpoint_dir=str(old))
+    before = checkpoint_place(dataclasses.replace(config, trainer=trainer), run.path)
+    if before != run.checkpoints and saved_steps(before):
+        raise UserError(
+            f"the checkpoints of the run in {run.path} lie in {before}, and trainer.checkpoint_dir says "
+            f"{run.checkpoints}: set it back, move them there, or choose another name or run_dir."
         )
 
 
