@@ -2,7 +2,7 @@
 
 Data and policy are prepared, the policy is measured, taught the answer format (cold start, optional), and then learns
 by reinforcement: every step samples a group of answers to each question, scores them, and follows the gradient of the
-policy loss. Ctrl-C or SIGTERM saves; the same command goes on from there.
+policy loss. Ctrl-C or SIGTERM saves the last step; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vero_jax.runtime.processes import join, open_shared_run
 from vero_jax.runtime.progress import Progress
 from vero_jax.runtime.record import Record
 from vero_jax.runtime.run_dir import RunDir, changes_sentence, differences, fingerprint
-from vero_jax.runtime.signals import StopRequest, resume_hint
+from vero_jax.runtime.signals import Interrupted, StopRequest, resume_hint
 from vero_jax.runtime.summary import Accuracy, Summary
 from vero_jax.setup import System, build_system
 from vero_jax.types import Group, Prompt
@@ -98,7 +98,16 @@ class Recipe:
             self.record.forget_after(self.at.phase_step if self.at.phase == "reinforcement" else 0)
 
     def train(self) -> list[str]:
-        """Everything in its order. Returns the closing lines, or none when the run was told to stop."""
+        """The whole run. Returns the closing lines, or none when it was told to stop."""
+        self.system.engine.between_rounds = self.stop.check
+        try:
+            return self.phases()
+        except Interrupted:  # while it sampled: the step or validation is done again when the run goes on
+            self._save_and_stop()
+            return []
+
+    def phases(self) -> list[str]:
+        """Everything in its order. Returns the closing lines, or none when the run was told to stop between steps."""
         if self.config.trainer.warm_up:
             self.progress.say("compiling what sampling needs")
             self.system.warm_up_sampler(self.state.params)

@@ -25,7 +25,7 @@ def test_first_signal_is_a_question(number):
         os.kill(os.getpid(), number)
         assert stop.requested and stop.agreed()
         assert stop.name == number.name and stop.exit_code == 128 + number
-        assert said == [f"{number.name}: stopping after this step and saving; once more ends at once without saving."]
+        assert said == [f"{number.name}: stopping and saving; once more ends at once without saving."]
     assert signal.getsignal(number) is before
 
 
@@ -72,7 +72,7 @@ def test_a_process_stops_cleanly():
     process = start("stop")
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM and "SIGTERM: stopping after this step" in error
+    assert process.returncode == 128 + signal.SIGTERM and "SIGTERM: stopping and saving" in error
 
 
 def test_second_signal_ends_at_once():

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for a clean stop after the current step, the second ends at once."""
+"""Ctrl-C and SIGTERM: the first asks for a clean stop, the second ends at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from types import FrameType
 from typing import Any
 
 
+class Interrupted(Exception):
+    """Raised by `StopRequest.check`, in the middle of something that a resumed run does again."""
+
+
 class StopRequest:
-    """Context manager that turns SIGINT and SIGTERM into a question the training loop asks between steps.
+    """Context manager that turns SIGINT and SIGTERM into a question the training loop asks, also while it samples.
 
     with StopRequest() as stop:
         while not stop.agreed():
@@ -63,6 +67,15 @@ class StopRequest:
         self._others = int(np.max(multihost_utils.process_allgather(np.int32(self._received or 0))))
         return self._others > 0
 
+    def check(self) -> None:
+        """To be called where what is going on may be dropped.
+
+        Raises:
+          Interrupted: any process of the run got a signal.
+        """
+        if self.agreed():
+            raise Interrupted
+
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
@@ -81,7 +94,7 @@ class StopRequest:
             os.kill(os.getpid(), number)
             return
         self._received = number
-        message = f"{self.name}: stopping after this step and saving; once more ends at once without saving."
+        message = f"{self.name}: stopping and saving; once more ends at once without saving."
         if self._say is not None:
             self._say(message)
         else:

@@ -151,6 +151,8 @@ class Engine:
         self.rollout = rollout
         self.mesh = mesh
         self.stats = GenerationStats()
+        self.between_rounds: Callable[[], None] = lambda: None
+        """Called by `generate` between rounds, in all processes alike; what it raises ends the sampling."""
         self.guard = guard or TraceGuard()
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         self.buckets = Buckets(tuple(sorted(rollout.prompt_buckets)), tuple(sorted(rollout.patch_buckets)))
@@ -253,6 +255,7 @@ class Engine:
         parts: dict[int, list[list[Drawn]]] = {number: [[] for _ in range(n)] for number in index_of}
         missing = dict.fromkeys(index_of, n)
         while not session.idle:
+            self.between_rounds()
             for drawn in session.advance():
                 if drawn.start == 0:
                     parts[drawn.request][drawn.sample].clear()  # of a response that is drawn again
