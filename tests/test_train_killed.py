@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from test_train import REPO, TINY, environment
 
+from vero_jax.runtime.places import saved_steps
+
 STAGES = ("restore", "sampling", "update", "save", "validation", "metrics")
 SMALL = (*TINY, "trainer.steps=4", "cold_start.steps=2", "trainer.val_every=2", "trainer.log_with=")
 
@@ -129,3 +131,54 @@ def test_killed_at_twenty_moments_a_run_prints_what_it_would_have_printed(unbrok
     weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (run, unbroken)]
     assert weights[0] == weights[1]
     assert not [path for path in (run / "checkpoints").iterdir() if "tmp" in path.name or "broken" in path.name]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(unbroken, cache, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("only root may mount a small disk")
+    try:
+        run, filler = disk / "run", disk / "filler"
+        with started(run, cache, *SMALL) as process:
+            assert process.wait_for("@end save", 3)
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 65536)
+            assert process.process.wait(300) == 2
+        said = "\n".join(line for _, line in process.lines)
+        assert "the disk is full" in said, said[-3000:]
+        assert "Traceback" not in said, said[said.index("Traceback") - 2000 :]
+        assert stream(run) == stream(unbroken)[: len(stream(run))]
+        steps = saved_steps(run / "checkpoints")
+        filler.unlink()
+        with started(run, cache, *SMALL) as process:
+            assert process.process.wait(800) == 0, process.lines[-20:]
+        said = "\n".join(line for _, line in process.lines)
+        assert "cannot be read" not in said, "the checkpoint of before was damaged"
+        assert steps and stream(run) == stream(unbroken)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_told_to_stop_the_mini_run_has_saved_and_left_within_30_seconds(cache, tmp_path):
+    """Wherever it is; only that its programs are compiled cannot be interrupted, so they are compiled before."""
+    settings = (str(REPO / "configs" / "mini.yaml"), "cold_start.steps=1", "trainer.warm_up=true")
+    run, took = tmp_path / "mini", {}
+    for stage in ("validation", "update", "sampling"):
+        with started(run, cache, *settings) as process:
+            # The first update is behind the validations.
+            assert process.wait_for(f"@begin {stage}", 1, timeout=900), process.lines[-20:]
+            time.sleep(0.5)
+            start = time.monotonic()
+            process.process.send_signal(signal.SIGTERM)
+            assert process.process.wait(120) == 128 + signal.SIGTERM, process.lines[-20:]
+            took[stage] = time.monotonic() - start
+        steps = saved_steps(run / "checkpoints")
+        assert steps, f"nothing was saved in {stage}"
+        lines = [line for _, line in process.lines]
+        assert any("SIGTERM: stopping and saving" in line for line in lines)
+    assert max(took.values()) < 30, took

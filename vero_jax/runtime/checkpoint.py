@@ -11,6 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +30,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vero_jax.errors import UserError
 from vero_jax.runtime.compilation import versions
 from vero_jax.runtime.files import disk_error
-from vero_jax.runtime.places import ranked, read_scores, write_scores
+from vero_jax.runtime.places import is_bucket, ranked, read_scores, write_scores
 from vero_jax.runtime.run_dir import changes_sentence, differences
 
 _SAVE_ARGS = ocp.SaveArgs(chunk_byte_size=64 * 2**20)
@@ -73,6 +76,7 @@ class Checkpoints:
         if "://" not in str(folder):
             self._folder = epath.Path(Path(folder).absolute())
         self._last: int | None = None
+        _say_refused_writes_once()
         with _save_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self.scores = read_scores(self._folder)
@@ -113,6 +117,7 @@ class Checkpoints:
             return
         with _save_errors(self._folder):
             self._manager.wait_until_finished()
+            _check_room(self._folder, state)
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -313,16 +318,63 @@ def _key_name(key: Any) -> str:
     return str(key)
 
 
+def _check_room(folder: epath.Path, state: Any) -> None:
+    """Whether a checkpoint fits on the disk, before half of one is written.
+
+    Raises:
+      UserError: it does not. Compression takes less than a tenth off trained weights and their moments.
+    """
+    if is_bucket(folder):
+        return
+    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(folder).free
+    if free < 0.9 * needed:
+        raise UserError(
+            f"cannot write {folder}: the disk is full ({free / 1e9:.2f} GB are free, and a checkpoint takes "
+            f"{needed / 1e9:.2f}): free some space and start again, the run goes on from its last checkpoint."
+        )
+
+
+def _refusal(error: BaseException, folder: epath.Path) -> UserError | None:
+    """The sentence for a disk that refused, whether Python noticed it or TensorStore, which has its own words."""
+    if isinstance(error, OSError):
+        return disk_error(error, folder)
+    return disk_error(OSError(errno.ENOSPC, ""), folder) if "No space left" in str(error) else None
+
+
 @contextlib.contextmanager
 def _save_errors(folder: epath.Path) -> Iterator[None]:
-    """A full disk is a sentence, whether Python noticed it or TensorStore, which has its own words."""
+    """A full disk is a sentence."""
     try:
         yield
-    except OSError as error:
-        raise disk_error(error, folder) or error from error
     except Exception as error:
-        full = OSError(errno.ENOSPC, "")
-        sentence = disk_error(full, folder)
-        if "No space left" in str(error) and sentence is not None:
-            raise sentence from error
-        raise
+        sentence = _refusal(error, folder)
+        if sentence is None:
+            raise
+        raise sentence from error
+
+
+class _SaidLater(logging.Filter):
+    """Drops what Orbax's threads log of a refused write: the same error is raised to whoever waits for the save."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or _refusal(error, epath.Path("")) is None
+
+
+def _say_refused_writes_once() -> None:
+    """As a sentence of ours, and not by Orbax's threads, nor by TensorStore's, which call back into the event loop that
+    ended with a refused save."""
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(there, _SaidLater) for there in logger.filters):
+            logger.addFilter(_SaidLater())
+    before = sys.unraisablehook
+    if getattr(before, "drops_late_callbacks", False):
+        return
+
+    def hook(unraisable: Any, /) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    hook.drops_late_callbacks = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
