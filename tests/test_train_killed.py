@@ -30,7 +30,7 @@ class Process:
 
     process: subprocess.Popen
     lines: list[tuple[float, str]] = dataclasses.field(default_factory=list)
-    """(seconds since its start, line of standard error)."""
+    """(seconds since its start, line that it printed)."""
 
     def wait_for(self, line: str, times: int, timeout: float = 400) -> bool:
         """Until it has said a line so often; False when it ended before."""
@@ -50,14 +50,14 @@ def started(run: Path, cache: Path, *settings: str):
     process = subprocess.Popen(
         [sys.executable, str(REPO / "tests" / "staged_run.py"), *words],
         env=environment() | {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     found, start = Process(process), time.monotonic()
 
     def read() -> None:
-        for line in process.stderr:
+        for line in process.stdout:
             found.lines.append((time.monotonic() - start, line.rstrip("\n")))
 
     reader = threading.Thread(target=read, daemon=True)
@@ -166,7 +166,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(unbroken, ca
 @pytest.mark.slow
 def test_told_to_stop_the_mini_run_has_saved_and_left_within_30_seconds(cache, tmp_path):
     """Wherever it is; only that its programs are compiled cannot be interrupted, so they are compiled before."""
-    settings = (str(REPO / "configs" / "mini.yaml"), "cold_start.steps=1", "trainer.warm_up=true")
+    settings = (str(REPO / "configs" / "mini.yaml"), "cold_start.steps=2", "cold_start.warmup_steps=1")
     run, took = tmp_path / "mini", {}
     for stage in ("validation", "update", "sampling"):
         with started(run, cache, *settings) as process:
