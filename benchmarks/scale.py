@@ -42,12 +42,12 @@ GPU_GIB = 79 * 0.92
 
 INTRO = """# Which slice holds which model
 
-Compiled, not run: every program of a run was compiled for the real slice by its own compiler, on a machine without one.
-That proves shapes, sharding, lowering and memory; it proves neither speed nor numbers. The lengths are the recipe's own:
-for Qwen3-VL prompts and answers of 18,432 tokens each and pictures of 16.8 million pixels, so a learner's row has 36,864
-tokens and 65,536 patches; for Qwen2.5-VL 14,336 + 10,240 tokens, for MiMo-VL 14,336 + 14,336, and 9.4 million pixels for
-both. Weights, moments and gradients are float32, activations bfloat16, and a layer keeps its input alone
-(`model.remat=layers`).
+Compiled, not run: every program of a run was compiled for the real slice by its own compiler, on a machine without
+one. That proves shapes, sharding, lowering and memory; it proves neither speed nor numbers. The lengths are the
+recipe's own: for Qwen3-VL prompts and answers of 18,432 tokens each and pictures of 16.8 million pixels, so a learner's
+row has 36,864 tokens and 65,536 patches; for Qwen2.5-VL 14,336 + 10,240 tokens, for MiMo-VL 14,336 + 14,336, and 9.4
+million pixels for both. Weights, moments and gradients are float32, activations bfloat16, and a layer keeps its input
+alone (`model.remat=layers`).
 
 Written by `python benchmarks/scale.py`; compiled with {versions}.
 
@@ -58,10 +58,11 @@ update: recv GiB | roofline s | |
 
 NOTES = """
 *Peak* is the largest of all programs with everything that lies beside it; 3 % of a chip are kept free. *Held* is what
-lives through a phase: weights, moments and gradients, or weights, moments, sampling's own weights and the keys of prompts
-and answers (`rollout.prompt_kv_tokens`, `rollout.response_kv_tokens`). *Update* is one micro-batch, one row to each part
-of the mesh that has rows of its own; a `+` says that some collectives stand in loops of unknown length and count once. The
-roofline is the largest of computing, memory and links at the vendors' peak figures: a bound, no measurement.
+lives through a phase: weights, moments and gradients, or weights, moments, sampling's own weights and the keys of
+prompts and answers (`rollout.prompt_kv_tokens`, `rollout.response_kv_tokens`). *Update* is one micro-batch, one row to
+each part of the mesh that has rows of its own; a `+` says that some collectives stand in loops of unknown length and
+count once. The roofline is the largest of computing, memory and links at the vendors' peak figures: a bound, no
+measurement.
 
 **Eight GPUs of 80 GB.** A GPU's compiler needs a GPU, so `qwen3_vl_8b` is judged by what the same mesh of eight devices
 takes on v5p-16: {gpu}
@@ -137,16 +138,10 @@ def gpu_sentence(figures: dict[str, Any]) -> str:
     if found is None:
         return "not compiled."
     peak = found["peak"] / GIB
-    verdict = (
-        "which leaves room"
-        if peak < GPU_GIB * 0.9
-        else "which is too close to be sure"
-        if peak < GPU_GIB
-        else "too much"
-    )
+    room = "which leaves room" if peak < GPU_GIB * 0.9 else "which is close" if peak < GPU_GIB else "too much"
     return (
-        f"{peak:.1f} GiB of about {GPU_GIB:.0f} that a process gets there, {verdict}. Kernels and temporaries of a GPU's programs "
-        "differ; start with `--search` on the machine itself."
+        f"{peak:.1f} GiB of about {GPU_GIB:.0f} that a process gets there, {room}. Kernels and temporaries of a GPU's\n"
+        "programs differ: `python -m vero_jax.compile configs/qwen3_vl_8b.yaml` on the machine says what they take."
     )
 
 
@@ -157,6 +152,7 @@ def programs(figures: dict[str, Any]) -> str:
         found = figures.get(f"{config} {topology}")
         if found is None:
             continue
+        head = "| program | args GiB | temp GiB | peak GiB | TFLOP | model TFLOP | recv GiB | roofline s | compile s |"
         head = "| program | args GiB | temp GiB | peak GiB | TFLOP | model TFLOP | recv GiB | roofline s | compile s |"
         lines += [f"### {config}, {topology}", "", head, "|---|---|---|---|---|---|---|---|---|"]
         for program in found["programs"]:
