@@ -315,11 +315,12 @@ class TrainerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1 takes what is left. Rows and groups are split over data x fsdp."""
+    """Devices along each axis; -1 takes what is left. Rows and groups are split over data x fsdp x expert."""
 
     data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    fsdp: int = 1  # weights and optimizer state are split over it, too
+    expert: int = 1  # the same, and each device holds its share of the experts of a mixture; must divide their number
+    tensor: int = 1  # heads, MLPs and the vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

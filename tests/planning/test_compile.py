@@ -45,7 +45,8 @@ def tiny() -> dict:
 def test_every_program_of_a_run_is_reported(tiny):
     names = [program["name"].split(",")[0] for program in tiny["programs"]]
     assert names == ["reshard", "prefill", "decode", "update", "log-probabilities", "optimizer"]
-    assert tiny["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2} and tiny["fits"] is None and tiny["memory"] is None
+    assert tiny["mesh"] == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
+    assert tiny["fits"] is None and tiny["memory"] is None
     for program in tiny["programs"]:
         beside = program["arguments"] + program["outputs"] - program["reused"] + program["temporary"]
         assert program["peak"] >= beside > 0 and program["compile_s"] > 0 and program["error"] is None
