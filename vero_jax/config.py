@@ -319,8 +319,8 @@ class MeshConfig:
 
     data: int = -1
     fsdp: int = 1  # weights and optimizer state are split over it, too
-    expert: int = 1  # the same, and each device holds its share of the experts of a mixture; must divide their number
     tensor: int = 1  # heads, MLPs and the vocabulary
+    expert: int = 1  # as fsdp, and each device holds its share of the experts of a mixture; a divisor of their number
 
 
 @dataclasses.dataclass(frozen=True)
