@@ -1,10 +1,10 @@
 """The experts of a layer, computed by many devices: every device has its own tokens, and its share of the experts.
 
-Along the mesh axis `expert` devices exchange tokens: each gathers those of its neighbours, computes what its own experts
-make of them, and the sums are scattered back. Nothing is dropped and nothing has a capacity. A device sorts its own
-assignments of tokens to experts once; neighbours read their part of that list, and go through it in chunks of one static
-size, as many as there are assignments. So memory follows the usual share of a device, work the real one, and a router
-that sends all tokens to one expert makes the program slow, not wrong.
+Along the mesh axis `expert` devices exchange tokens: each gathers those of its neighbours, computes what its own
+experts make of them, and the sums are scattered back. Nothing is dropped and nothing has a capacity. A device sorts its
+own assignments of tokens to experts once; neighbours read their part of that list, and go through it in chunks of one
+static size, as many as there are assignments. So memory follows the usual share of a device, work the real one, and a
+router that sends all tokens to one expert makes the program slow, not wrong.
 
 Axes: B rows, T tokens in a row, D width, E experts, e of them on a device, F their hidden width, k experts of a token,
 n tokens of a device, N of it and its neighbours, c assignments of a chunk.
@@ -34,6 +34,9 @@ OUTWARDS = ("experts", "ffn", "embed")
 
 LEAST_CHUNK = 4096
 """Assignments of a chunk, at least: fewer leave the matrix units idle, and a step of decoding shall be one chunk."""
+
+GRADIENT_BLOCK = 2048
+"""Assignments of a block in the products that make the experts' gradients; each block reads and writes one expert's."""
 
 CHUNKS = 4
 """Chunks of a device whose experts get no more than their share. With fewer, one assignment more costs more; with more,
@@ -224,14 +227,44 @@ class _Assignments:
 
 _TURNED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 """(c, F) times (e, D, F), transposed: (c, D)."""
-_BY_EXPERT = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-"""(c, D), transposed, times (c, F), for each expert: (e, D, F)."""
 
 
-def _product(
-    a: Array, b: Array, sizes: Int32[Array, "e"], how: jax.lax.RaggedDotDimensionNumbers
-) -> Float32[Array, "..."]:
-    return jax.lax.ragged_dot_general(a, b, sizes, how, preferred_element_type=jnp.float32)
+def _turned_product(
+    a: Float[Array, "c X"], b: Float[Array, "e Y X"], sizes: Int32[Array, "e"]
+) -> Float32[Array, "c Y"]:
+    return jax.lax.ragged_dot_general(a, b, sizes, _TURNED, preferred_element_type=jnp.float32)
+
+
+def _with_products(
+    totals: tuple[Float32[Array, "e X Y"], ...],
+    pairs: tuple[tuple[Float[Array, "c X"], Float[Array, "c Y"]], ...],
+    sizes: Int32[Array, "e"],
+) -> tuple[Float32[Array, "e X Y"], ...]:
+    """Adds to each total, for each expert, the product (X, Y) of its rows of a pair: the gradient of a map.
+
+    A loop over blocks of rows that belong to one expert: of a ragged contraction XLA makes a product of all rows for
+    each expert, on TPU too (16.0 times the operations for 16 experts, by its own count; libtpu 0.0.42).
+    """
+    c = len(pairs[0][0])
+    block = min(c, GRADIENT_BLOCK)
+    ends, blocks = jnp.cumsum(sizes), -(-sizes // block)
+    blocks_end = jnp.cumsum(blocks)
+
+    def add(number: Array, totals: tuple) -> tuple:
+        expert = (number >= blocks_end).sum(dtype=jnp.int32)
+        end = ends[expert]
+        start = end - sizes[expert] + (number - blocks_end[expert] + blocks[expert]) * block
+        first = jnp.minimum(start, c - block)
+        index = first + jnp.arange(block, dtype=jnp.int32)
+        own = ((index >= start) & (index < jnp.minimum(start + block, end)))[:, None]
+
+        def product(a: Array, b: Array) -> Float32[Array, "X Y"]:
+            a, b = (jax.lax.dynamic_slice_in_dim(x, first, block) for x in (a, b))
+            return jnp.matmul(jnp.where(own, a, 0).T, b, preferred_element_type=jnp.float32)
+
+        return tuple(total.at[expert].add(product(*pair)) for total, pair in zip(totals, pairs, strict=True))
+
+    return jax.lax.fori_loop(0, blocks_end[-1], add, totals)
 
 
 def _activate(gate: Float[Array, "c F"], up: Float[Array, "c F"]) -> Float[Array, "c F"]:
@@ -293,18 +326,15 @@ def _backward(layout: _Layout, kept: tuple, d_out: Array) -> tuple:
             hidden, pull = jax.vjp(_activate, gate, up)
             d_made = chunk.of(d_sums)
             # With the weight left out: times the weight it is the gradient of hidden, times hidden the weight's.
-            d_hidden = chunk.only_real(_product(d_made, experts[2], sizes, _TURNED))
+            d_hidden = chunk.only_real(_turned_product(d_made, experts[2], sizes))
             d_weight = (d_hidden * hidden.astype(jnp.float32)).sum(-1)
             d_inwards = pull((d_hidden * chunk.weights).astype(kind))
             d_made = (d_made.astype(jnp.float32) * chunk.weights).astype(kind)
-            d_rows = sum(_product(d, part, sizes, _TURNED) for d, part in zip(d_inwards, experts[:2], strict=True))
+            by_gate, by_up = (_turned_product(d, part, sizes) for d, part in zip(d_inwards, experts[:2], strict=True))
             return (
-                d_tokens.at[chunk.tokens].add(chunk.only_real(d_rows), mode="drop"),
+                d_tokens.at[chunk.tokens].add(chunk.only_real(by_gate + by_up), mode="drop"),
                 d_weights.at[chunk.places].set(d_weight, mode="drop"),
-                tuple(
-                    total + _product(a, b, sizes, _BY_EXPERT)
-                    for total, a, b in zip(d_experts, (rows, rows, hidden), (*d_inwards, d_made), strict=True)
-                ),
+                _with_products(d_experts, ((rows, d_inwards[0]), (rows, d_inwards[1]), (hidden, d_made)), sizes),
             )
 
         start = (
