@@ -52,7 +52,6 @@ def experts_on_mesh(
     chosen: Int32[Array, "B T k"],
     experts: Experts,
     mesh: AbstractMesh,
-    least_chunk: int = LEAST_CHUNK,
 ) -> Float[Array, "B T D"]:
     """sum_j weights_j down_j(silu(gate_j(x)) up_j(x)) over each token's experts, summed in float32, rounded once.
 
@@ -63,21 +62,13 @@ def experts_on_mesh(
       weights, chosen: of each token's experts, which are all different.
       experts: in any type; rounded to that of x before they travel.
       mesh: rows are split over its row axes if these divide them, and the experts' maps as `parallel.sharding` says.
-      least_chunk: see `LEAST_CHUNK`.
     """
-    inwards, outwards = (
-        tuple(partition_spec(axes, part.shape, mesh)) for axes, part in ((INWARDS, experts[0]), (OUTWARDS, experts[2]))
-    )
-    layout = _Layout(
-        mesh, len(x) % row_shards(mesh) == 0, inwards[0], _as_tuple(inwards[1]), inwards[2], experts[0].shape[0],
-        least_chunk,
-    )  # fmt: skip
-    assert outwards == (inwards[0], inwards[2], inwards[1])
+    gate = experts[0]
+    by_expert, embed, ffn = partition_spec(INWARDS, gate.shape, mesh)
+    embed = () if embed is None else (embed,) if isinstance(embed, str) else embed
+    split = len(x) % row_shards(mesh) == 0
+    layout = _Layout(mesh, split, by_expert, embed, ffn, len(gate), LEAST_CHUNK, GRADIENT_BLOCK)
     return _experts(x, weights, chosen, experts, layout)
-
-
-def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +80,7 @@ class _Layout:
       experts, ffn: the axis of these dimensions of the experts' maps, or None.
       embed: the axes of their other dimension, over which they are gathered for use.
       count: E.
+      least_chunk, block: `LEAST_CHUNK` and `GRADIENT_BLOCK`.
     """
 
     mesh: AbstractMesh
@@ -98,6 +90,7 @@ class _Layout:
     ffn: str | None
     count: int
     least_chunk: int
+    block: int
 
     @property
     def shares(self) -> int:
@@ -239,6 +232,7 @@ def _with_products(
     totals: tuple[Float32[Array, "e X Y"], ...],
     pairs: tuple[tuple[Float[Array, "c X"], Float[Array, "c Y"]], ...],
     sizes: Int32[Array, "e"],
+    block: int,
 ) -> tuple[Float32[Array, "e X Y"], ...]:
     """Adds to each total, for each expert, the product (X, Y) of its rows of a pair: the gradient of a map.
 
@@ -246,7 +240,7 @@ def _with_products(
     each expert, on TPU too (16.0 times the operations for 16 experts, by its own count; libtpu 0.0.42).
     """
     c = len(pairs[0][0])
-    block = min(c, GRADIENT_BLOCK)
+    block = min(c, block)
     ends, blocks = jnp.cumsum(sizes), -(-sizes // block)
     blocks_end = jnp.cumsum(blocks)
 
@@ -334,7 +328,9 @@ def _backward(layout: _Layout, kept: tuple, d_out: Array) -> tuple:
             return (
                 d_tokens.at[chunk.tokens].add(chunk.only_real(by_gate + by_up), mode="drop"),
                 d_weights.at[chunk.places].set(d_weight, mode="drop"),
-                _with_products(d_experts, ((rows, d_inwards[0]), (rows, d_inwards[1]), (hidden, d_made)), sizes),
+                _with_products(
+                    d_experts, ((rows, d_inwards[0]), (rows, d_inwards[1]), (hidden, d_made)), sizes, layout.block
+                ),
             )
 
         start = (
