@@ -238,6 +238,7 @@ def test_options_and_two_files_are_refused(empty):
         (["reward.overlong_max_length=100"], "reward.overlong_max_length (100)"),
         (["mesh.fsdp=-1"], "only one axis of the mesh can be -1, not mesh.data and mesh.fsdp"),
         (["mesh.tensor=0"], "mesh.tensor must be -1"),
+        (["mesh.expert=0"], "mesh.expert must be -1 (what is left) or at least 1, not 0"),
         (["data.min_pixels=10", "data.max_pixels=5"], "data.min_pixels (10) must not exceed"),
         (["model.build.num_kv_heads=3"], "model.build.num_kv_heads (3) must divide"),
         (["model.build.vision_positions=200"], "must be a square number, not 200"),

@@ -317,11 +317,12 @@ class TrainerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1 takes what is left. Rows and groups are split over data x fsdp."""
+    """Devices along each axis; -1 takes what is left. Rows and groups are split over data x fsdp x expert."""
 
     data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    fsdp: int = 1  # weights and optimizer state are split over it, too
+    tensor: int = 1  # heads, MLPs and the vocabulary
+    expert: int = 1  # as fsdp, and each device holds its share of the experts of a mixture; a divisor of their number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -373,7 +373,7 @@ def _check_judge(judge: JudgeConfig) -> None:
 
 
 def _check_mesh(config: Config) -> None:
-    axes = {"mesh.data": config.mesh.data, "mesh.fsdp": config.mesh.fsdp, "mesh.tensor": config.mesh.tensor}
+    axes = {f"mesh.{name}": size for name, size in vars(config.mesh).items()}
     for key, size in axes.items():
         _need(size == -1 or size >= 1, f"{key} must be -1 (what is left) or at least 1, not {size}.")
     free = [key for key, size in axes.items() if size == -1]

@@ -12,7 +12,7 @@ from vero_jax.config import MeshConfig
 from vero_jax.errors import UserError
 from vero_jax.models.attention import kernels_fit, on_mesh, segment_attention, shared_prefix_attention
 from vero_jax.models.kernels import tpu
-from vero_jax.parallel.mesh import make_mesh
+from vero_jax.parallel.mesh import AXES, ROW_AXES, make_mesh
 
 LENGTH = 300  # no multiple of the block
 BLOCK = 128
@@ -117,7 +117,7 @@ def test_rows_and_heads_are_split_over_devices(kernel, kv_heads):
         with on_mesh(mesh):
             return value_and_gradients(lambda *qkv: shared_prefix_attention(*qkv, groups, branches, BLOCK, kernel), *x)
 
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(ROW_AXES))
     compiled = jax.jit(split).lower(*jax.device_put((q, k, v, weight), rows)).compile()
     got = compiled(*jax.device_put((q, k, v, weight), rows))
     want = value_and_gradients(lambda *qkv: plain(*qkv, visible(groups, branches)), q, k, v, weight)
@@ -133,7 +133,7 @@ def test_scalar_memory_limits_the_rows_of_one_device():
 
 def lowered(platform: str, device: jax.sharding.AbstractDevice | None, dtype: str = "bfloat16", **options) -> str:
     """The program of value and gradients for a platform that this machine does not have."""
-    mesh = AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    mesh = AbstractMesh((1,) * 4, AXES, axis_types=(AxisType.Auto,) * 4, abstract_device=device)
     ones = jnp.ones((1, LENGTH), jnp.int32)
     shapes = [jax.ShapeDtypeStruct((1, LENGTH, n, 128), dtype) for n in (4, 2, 2, 4)]
 

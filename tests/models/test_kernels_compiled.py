@@ -50,15 +50,14 @@ def main(topology: str) -> None:
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
     from vero_jax.models.attention import on_mesh, segment_attention, shared_prefix_attention
+    from vero_jax.parallel.mesh import AXES, ROW_AXES
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    for shape in ((1, 1, 1), (1, 2, 2)):
+    for shape in ((1, 1, 1, 1), (1, 2, 1, 2)):
         count = int(np.prod(shape))
-        mesh = Mesh(
-            np.array(devices[:count]).reshape(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
-        )
-        rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        heads_split = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+        mesh = Mesh(np.array(devices[:count]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        rows = NamedSharding(mesh, PartitionSpec(ROW_AXES))
+        heads_split = NamedSharding(mesh, PartitionSpec(ROW_AXES, None, "tensor"))
         for rule, length, heads, kv_heads, size in (("row", 36864, 32, 8, 128), ("segment", 16384, 16, 16, 72)):
 
             def value_and_gradients(q, k, v, weight, *labels, rule=rule, mesh=mesh):

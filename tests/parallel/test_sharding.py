@@ -26,8 +26,11 @@ from vero_jax.planning.hlo import collective_traffic
 
 def test_one_axis_takes_what_the_others_leave():
     mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
     assert row_shards(mesh) == 4
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=-1))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "expert": 4, "tensor": 1}
+    assert row_shards(mesh) == 8
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,10 @@ def test_one_axis_takes_what_the_others_leave():
     [
         (MeshConfig(data=3), "multiply to 3"),
         (MeshConfig(data=-1, fsdp=-1), "at most one -1"),
-        (MeshConfig(data=-1, tensor=3), "multiple of 3"),
+        (MeshConfig(data=-1, tensor=3), "^mesh.tensor needs a multiple of 3 devices; there are 8"),
+        (MeshConfig(data=-1, expert=3, tensor=2), "^mesh.expert x mesh.tensor needs a multiple of 6"),
+        (MeshConfig(data=1, expert=4), "multiply to 4, but there are 8 devices"),
+        (MeshConfig(expert=-2), "'expert': -2, .* must be positive"),
         (MeshConfig(data=0), "must be positive"),
     ],
 )
@@ -49,6 +55,16 @@ def test_parameters_are_split_by_their_names_and_whole_where_they_do_not_divide(
     assert partition_spec(("layers", "embed", "heads"), (3, 8, 6), mesh) == PartitionSpec(None, "fsdp", "tensor")
     assert partition_spec(("layers", "embed", "heads"), (3, 8, 5), mesh) == PartitionSpec(None, "fsdp", None)
     assert partition_spec(("embed", "embed"), (4, 4), mesh) == PartitionSpec("fsdp", None)
+
+
+def test_experts_take_the_expert_axis_and_other_parameters_are_split_over_it_as_over_fsdp():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
+    experts = ("layers", "experts", "embed", "ffn")
+    assert partition_spec(experts, (3, 8, 8, 6), mesh) == PartitionSpec(None, "expert", "fsdp", "tensor")
+    assert partition_spec(experts, (3, 5, 8, 6), mesh) == PartitionSpec(None, None, ("fsdp", "expert"), "tensor")
+    assert partition_spec(("embed", "heads"), (8, 6), mesh) == PartitionSpec(("fsdp", "expert"), "tensor")
+    assert partition_spec(("embed", "heads"), (6, 6), mesh) == PartitionSpec("fsdp", "tensor")
+    assert partition_spec(("embed", "experts"), (8, 8), mesh) == PartitionSpec(("fsdp", "expert"), None)
 
 
 def test_an_unknown_name_is_refused():

@@ -12,12 +12,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from hf_configs import hf_config
+from tiny_vl import tiny_config
 
 from vero_jax.compile import _largest, report
 from vero_jax.config_loader import load_config
 from vero_jax.errors import UserError
 from vero_jax.models.policy import ModelDef
-from vero_jax.planning.flops import attention_flops, model_flops, product_flops
+from vero_jax.planning.flops import attention_flops, expert_flops, model_flops, product_flops
 from vero_jax.planning.plan import Measured, Plan, model_of
 
 TINY = (
@@ -45,7 +47,8 @@ def tiny() -> dict:
 def test_every_program_of_a_run_is_reported(tiny):
     names = [program["name"].split(",")[0] for program in tiny["programs"]]
     assert names == ["reshard", "prefill", "decode", "update", "log-probabilities", "optimizer"]
-    assert tiny["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2} and tiny["fits"] is None and tiny["memory"] is None
+    assert tiny["mesh"] == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
+    assert tiny["fits"] is None and tiny["memory"] is None
     for program in tiny["programs"]:
         beside = program["arguments"] + program["outputs"] - program["reused"] + program["temporary"]
         assert program["peak"] >= beside > 0 and program["compile_s"] > 0 and program["error"] is None
@@ -69,6 +72,40 @@ def test_the_report_is_a_table_with_a_verdict():
     done = run(*TINY, "--topology", "cpu:8", "--only", "optimizer")
     assert "held on each device" in done.stdout and "the memory of these devices is not known" in done.stdout
     assert "compiling: optimizer" in done.stderr and "compiling: update" not in done.stderr
+
+
+def test_experts_are_held_by_the_devices_of_their_axis_and_counted(tmp_path):
+    """Each of 4 x 2 devices holds an eighth of the experts and of all else that divides; in sampling, experts alone."""
+    config = tiny_config(family="qwen3_vl_moe")
+    text = dataclasses.replace(config.text, num_experts=8, expert_ffn_size=96)
+    config = dataclasses.replace(config, text=text)
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(config)))
+    words = (f"model.path={tmp_path}", "mesh.data=1", "mesh.fsdp=2", "mesh.expert=4", "--topology", "cpu:8")
+    found = json.loads(run("configs/mini.yaml", *words, "--only", "update", "--json").stdout)
+    assert found["mesh"] == {"data": 1, "fsdp": 2, "expert": 4, "tensor": 1}
+    experts = 3 * 3 * 8 * 24 * 96  # maps x layers x experts x width x hidden width
+    others = found["parameters"] - experts
+    assert experts > others
+    assert (experts + others) / 8 * 4 <= found["held"]["weights"] < (experts / 8 + others / 4) * 4
+    assert experts / 4 * 4 < found["held"]["weights of sampling"] <= (experts / 4 + others) * 4
+    (update,) = found["programs"]
+    assert update["received"] > 0
+    assert 0.9 * update["model_flops"] < update["flops"] < 2 * update["model_flops"]
+
+
+def test_ragged_products_are_counted_by_their_rows_and_on_several_devices_by_formula():
+    def product(x, w, sizes):
+        return jax.lax.ragged_dot(x, w, sizes)
+
+    inputs = jnp.ones((8, 4)), jnp.ones((3, 4, 5)), jnp.asarray([2, 2, 2])
+    assert product_flops(jax.jit(product).trace(*inputs).jaxpr) == 2 * 8 * 4 * 5
+    mesh = jax.make_mesh((8,), ("x",))
+    whole = jax.sharding.PartitionSpec()
+    split = jax.shard_map(product, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    assert product_flops(jax.jit(split).trace(*inputs).jaxpr, devices=8) == 0
+    config = model_of(load_config(["model.path=Qwen/Qwen3-VL-30B-A3B-Instruct"]))
+    # 48 layers, 8 of 128 experts, three maps between 2048 and 768.
+    assert expert_flops(config, 10) == 2 * 48 * 8 * 3 * 2048 * 768 * 10
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,11 @@ Implementation = Literal["auto", "xla", "pallas", "tpu_interpreted", "gpu_interp
 
 
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Inside a function that is traced: says over which devices attention is split, so that kernels may be used.
+    """Inside a function that is traced: says over which devices attention and experts are split.
 
-    Rows are split over the mesh axes "data" and "fsdp", heads over "tensor", where they divide; XLA cannot split a
-    kernel by itself. None changes nothing: attention then takes its XLA version.
+    Rows are split over the row axes, heads and experts' hidden width over "tensor", experts over "expert", where they
+    divide; XLA cannot split a kernel or a ragged product by itself. None changes nothing: attention then takes its XLA
+    version, and every device computes all experts.
     """
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 

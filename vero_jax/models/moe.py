@@ -1,4 +1,7 @@
-"""A mixture of experts in place of an MLP: every token goes to its best k experts, none is dropped."""
+"""A mixture of experts in place of an MLP: every token goes to its best k experts, none is dropped.
+
+One device computes all experts here; where `attention.on_mesh` says that there are several, `expert_parallel` does.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from vero_jax.models.config import TextConfig
+from vero_jax.models.expert_parallel import INWARDS, OUTWARDS, experts_on_mesh
 from vero_jax.models.layers import Linear, ParamFactory, keep, rounded_once
 
 
@@ -27,10 +31,9 @@ class SparseMLP(nnx.Module):
     def __init__(self, make: ParamFactory, config: TextConfig, gain: float) -> None:
         count, width, ffn = config.num_experts, config.hidden_size, config.expert_ffn_size
         self.router = Linear(make, (width, count), ("embed", "experts"), bias=False)
-        inwards, outwards = ("experts", "embed", "ffn"), ("experts", "ffn", "embed")
-        self.gate = make.normal((count, width, ffn), inwards, width**-0.5)
-        self.up = make.normal((count, width, ffn), inwards, width**-0.5)
-        self.down = make.normal((count, ffn, width), outwards, gain * ffn**-0.5)
+        self.gate = make.normal((count, width, ffn), INWARDS, width**-0.5)
+        self.up = make.normal((count, width, ffn), INWARDS, width**-0.5)
+        self.down = make.normal((count, ffn, width), OUTWARDS, gain * ffn**-0.5)
         self.experts_per_token = config.experts_per_token
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -38,6 +41,13 @@ class SparseMLP(nnx.Module):
         # Accumulated and kept in float32: a rounded logit flips experts whose probabilities are close.
         kernel = self.router.kernel[...].astype(x.dtype)
         weights, chosen = route(jnp.matmul(tokens, kernel, preferred_element_type=jnp.float32), self.experts_per_token)
+        # The weights are rounded to the activations' type, as the model was trained, and their sum is not.
+        weights = weights.astype(x.dtype).astype(jnp.float32)
+        mesh = jax.sharding.get_abstract_mesh()
+        if not (mesh.empty or mesh.size == 1 or mesh.manual_axes):
+            by_row = (*x.shape[:2], self.experts_per_token)
+            experts = self.gate[...], self.up[...], self.down[...]
+            return experts_on_mesh(x, weights.reshape(by_row), chosen.reshape(by_row), experts, mesh)
         # Tokens sorted by expert make one matrix product per expert, of as many rows as it has tokens.
         order = jnp.argsort(chosen.reshape(-1), stable=True)
         sizes = jnp.bincount(chosen.reshape(-1), length=self.gate[...].shape[0]).astype(jnp.int32)
@@ -46,6 +56,5 @@ class SparseMLP(nnx.Module):
         hidden = rounded_once(jax.nn.silu, gate) * up
         out = keep(jax.lax.ragged_dot(hidden, self.down[...].astype(x.dtype), sizes))
         out = jnp.take(out, jnp.argsort(order), axis=0).reshape(*chosen.shape, -1)
-        # The weights are rounded to the activations' type, as the model was trained, and the sum is not.
-        weighted = out.astype(jnp.float32) * weights.astype(x.dtype).astype(jnp.float32)[..., None]
+        weighted = out.astype(jnp.float32) * weights[..., None]
         return weighted.sum(axis=1).astype(x.dtype).reshape(x.shape)

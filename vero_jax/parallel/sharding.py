@@ -7,21 +7,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from vero_jax.parallel.mesh import ROW_AXES, row_shards
 
-RULES: Mapping[str, str | None] = {
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "layers": None,  # scanned over
-    "embed": "fsdp",
+    "embed": ("fsdp", "expert"),  # over fsdp alone in the experts themselves, whose first dimension takes expert
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
     "ffn": "tensor",
-    "experts": None,
-    "vision_embed": "fsdp",
+    "experts": "expert",
+    "vision_embed": ("fsdp", "expert"),
     "vision_heads": "tensor",
     "vision_ffn": "tensor",
     "patch": None,
@@ -29,11 +29,11 @@ RULES: Mapping[str, str | None] = {
 }
 
 
-def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The mesh axes of one parameter.
 
-    A dimension that its mesh axis does not divide, or whose mesh axis an earlier dimension of the same parameter has
-    taken (a D x D matrix), stays whole: a small or odd policy must run on any mesh.
+    A dimension is split over those of its mesh axes that divide it and that no earlier dimension of the same parameter
+    has taken (a D x D matrix); without any it stays whole: a small or odd policy must run on any mesh.
 
     Raises:
       ValueError: a name is not in `RULES`, or there are not as many names as dimensions.
@@ -41,16 +41,18 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh)
     if len(axes) != len(shape):
         raise ValueError(f"{len(axes)} logical axes {tuple(axes)} for a parameter of shape {tuple(shape)}")
     taken: set[str] = set()
-    spec: list[str | None] = []
+    spec: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
         if name is not None and name not in RULES:
             raise ValueError(f"unknown logical axis {name!r}; known are {sorted(RULES)}")
-        axis = RULES[name] if name is not None else None
-        if axis is None or axis in taken or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
-            spec.append(None)
-        else:
-            taken.add(axis)
-            spec.append(axis)
+        rule = (RULES[name] if name is not None else None) or ()
+        split: list[str] = []
+        for axis in (rule,) if isinstance(rule, str) else rule:
+            if axis not in taken and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0:
+                size //= mesh.shape[axis]
+                split.append(axis)
+        taken.update(split)
+        spec.append(tuple(split) if len(split) > 1 else split[0] if split else None)
     return PartitionSpec(*spec)
 
 
@@ -69,7 +71,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis (rows or groups) split over data and fsdp; the others whole."""
+    """The leading axis (rows or groups) split over the row axes; the others whole."""
     return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
@@ -98,7 +100,7 @@ def received_bytes(arrays: Any, shardings: Any) -> float:
 
 
 def split_tokens(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """Between layers: rows over data and fsdp, tokens over tensor, so that nothing that is kept there is kept twice.
+    """Between layers: rows over the row axes, tokens over tensor, so that nothing that is kept there is kept twice.
 
     Sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2): what tensor parallelism would add
     up on every device is scattered over them behind a layer, and gathered before the next one's products; the bytes

@@ -10,15 +10,17 @@ from flax.traverse_util import flatten_dict
 from vero_jax.models.config import ModelConfig
 
 
-def product_flops(jaxpr: Any, *, devices: int = 1) -> float:
+def product_flops(jaxpr: Any, *, devices: int = 1, sharded: bool = False) -> float:
     """Of all matrix products of a traced program, recomputation included, over all devices.
 
     XLA's own count takes the body of every loop once. Here this is so for loops whose turns the data decide, and
     kernels are not counted: they are attention's and the head's, for which `attention_flops` and `head_flops` stand.
+    Nor are ragged products inside a shard_map, whose shapes are bounds: `expert_flops` stands for them.
 
     Args:
       jaxpr: `jitted.trace(...).jaxpr`, or a part of one.
       devices: that compute what stands inside a shard_map, whose shapes are those of one device.
+      sharded: whether this is inside a shard_map.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0.0
@@ -31,26 +33,37 @@ def product_flops(jaxpr: Any, *, devices: int = 1) -> float:
             total += 2 * math.prod(equation.outvars[0].aval.shape) * inner
         elif name.startswith("ragged_dot"):
             # Every row of the left side meets one matrix.
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * equation.invars[0].aval.shape[-1]
+            if not sharded:
+                total += 2 * math.prod(equation.outvars[0].aval.shape) * equation.invars[0].aval.shape[-1]
         elif name == "while":
-            total += product_flops(params["body_jaxpr"], devices=devices)
+            total += product_flops(params["body_jaxpr"], devices=devices, sharded=sharded)
         elif name == "pallas_call":
             continue
         elif name == "scan":
-            total += params["length"] * product_flops(params["jaxpr"], devices=devices)
+            total += params["length"] * product_flops(params["jaxpr"], devices=devices, sharded=sharded)
         elif name == "cond":
-            total += max(product_flops(branch, devices=devices) for branch in params["branches"])
+            total += max(product_flops(branch, devices=devices, sharded=sharded) for branch in params["branches"])
         elif name == "shard_map":
-            total += devices * product_flops(params["jaxpr"], devices=1)
+            total += devices * product_flops(params["jaxpr"], devices=1, sharded=True)
         elif "call_jaxpr" in params or "jaxpr" in params or "fun_jaxpr" in params:
             inside = params.get("call_jaxpr") or params.get("jaxpr") or params.get("fun_jaxpr")
-            total += product_flops(inside, devices=devices)
+            total += product_flops(inside, devices=devices, sharded=sharded)
     return total
 
 
 def head_flops(config: ModelConfig, answers: float) -> float:
     """Of the log-probabilities of so many tokens, forward."""
     return 2.0 * config.text.hidden_size * config.text.vocab_size * answers
+
+
+EXPERT_PASSES = 11 / 3
+"""Of a forward and backward pass, in forward passes: three products forward; six backward, and two computed again."""
+
+
+def expert_flops(config: ModelConfig, tokens: float) -> float:
+    """Of the experts' products for so many tokens, forward."""
+    text = config.text
+    return 6.0 * text.hidden_size * text.expert_ffn_size * text.experts_per_token * len(text.sparse_layers) * tokens
 
 
 def attention_flops(config: ModelConfig, tokens: float, length: float, patches: float, picture: float) -> float:

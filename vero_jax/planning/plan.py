@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from vero_jax.config import Config
 from vero_jax.errors import UserError
@@ -21,9 +22,16 @@ from vero_jax.models.config import ModelConfig
 from vero_jax.models.lora import lora_from
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.released import RELEASED, released_config
-from vero_jax.parallel.mesh import make_mesh, row_shards
+from vero_jax.parallel.mesh import make_mesh
 from vero_jax.planning.chips import GIB, Machine
-from vero_jax.planning.flops import attention_flops, head_flops, model_flops, product_flops
+from vero_jax.planning.flops import (
+    EXPERT_PASSES,
+    attention_flops,
+    expert_flops,
+    head_flops,
+    model_flops,
+    product_flops,
+)
 from vero_jax.planning.hlo import collective_traffic
 from vero_jax.sampling.abstract import Call, abstract_session
 from vero_jax.sampling.engine import Engine
@@ -100,7 +108,8 @@ class _Step(Call):
     lower: Callable[[], jax.stages.Lowered] | None = None
     model_flops: float = 0.0
     loops: float = 0.0
-    """FLOPs of attention and, in learning, of the head, all passes: in kernels and loops that `product_flops` skips."""
+    """FLOPs of attention, of experts on several devices and, in learning, of the head, all passes: in kernels and loops
+    that `product_flops` skips."""
 
 
 def model_of(config: Config) -> ModelConfig:
@@ -164,7 +173,7 @@ def plan(config: Config, machine: Machine, say: Callable[[str], None], only: str
     )
 
 
-def _steps(config: Config, model_def: ModelDef, mesh: Any) -> tuple[dict[str, dict[str, Any]], list[_Step]]:
+def _steps(config: Config, model_def: ModelDef, mesh: Mesh) -> tuple[dict[str, dict[str, Any]], list[_Step]]:
     """What each phase holds all the time, and the programs."""
     rollout, actor = config.rollout, config.actor
     policy = TrainablePolicy.of_model(
@@ -186,13 +195,13 @@ def _steps(config: Config, model_def: ModelDef, mesh: Any) -> tuple[dict[str, di
         engine, state.params, n=rollout.n, max_new_tokens=rollout.max_response_length, sampling=rollout.sampling
     )
     sampling = kept | {"weights of sampling": session.params if session.reshard else ()} | session.stores
-    steps = list(_sampling_steps(config, model_def, session, row_shards(mesh)))
+    steps = list(_sampling_steps(config, model_def, session, mesh))
     learning = kept | {"gradients": learner.programs.abstract_gradients()}
-    steps += _learning_steps(config, model_def, learner, state)
+    steps += _learning_steps(config, model_def, learner, state, mesh)
     return {"sampling": sampling, "learning": learning}, steps
 
 
-def _sampling_steps(config: Config, model_def: ModelDef, session: Any, shards: int) -> Iterator[_Step]:
+def _sampling_steps(config: Config, model_def: ModelDef, session: Any, mesh: Mesh) -> Iterator[_Step]:
     longest, picture = config.rollout.prompt_buckets[-1], config.rollout.patch_buckets[-1]
     own = "weights of sampling" if session.reshard else "weights"
     if session.reshard:
@@ -212,10 +221,16 @@ def _sampling_steps(config: Config, model_def: ModelDef, session: Any, shards: i
             picture,
         )
         needed = model_flops(model_def.config, model_def.abstract_params(), call.tokens, answers, call.patches)
-        yield _Step(**vars(call), holds=tuple(holds), model_flops=needed + attention, loops=attention)
+        loops = attention + _sharded_expert_flops(model_def, call.tokens, mesh)
+        yield _Step(**vars(call), holds=tuple(holds), model_flops=needed + attention, loops=loops)
 
 
-def _learning_steps(config: Config, model_def: ModelDef, learner: Learner, state: Any) -> list[_Step]:
+def _sharded_expert_flops(model_def: ModelDef, tokens: float, mesh: Mesh) -> float:
+    """Forward; 0 on one device, where `product_flops` counts them."""
+    return expert_flops(model_def.config, tokens) if mesh.size > 1 else 0.0
+
+
+def _learning_steps(config: Config, model_def: ModelDef, learner: Learner, state: Any, mesh: Mesh) -> list[_Step]:
     shape = max(learner.row_shapes)
     batch = learner.abstract_batch(shape)
     rows = batch.rows.targets.shape[0]
@@ -228,13 +243,14 @@ def _learning_steps(config: Config, model_def: ModelDef, learner: Learner, state
     # Two products forward; five backward, where the scores are computed again; two more when a layer is. The head has
     # one forward and three backward, where its logits are computed again.
     head = head_flops(model_def.config, answers)
-    loops = (2 + 5 + 2 * (config.model.remat == "layers")) / 2 * attention + 4 * head
+    experts = _sharded_expert_flops(model_def, tokens, mesh)
+    loops = (2 + 5 + 2 * (config.model.remat == "layers")) / 2 * attention + 4 * head + EXPERT_PASSES * experts
     gradients = programs.abstract_gradients()
     return [
         _Step(f"update, {size}", programs.accumulate, (state.params, gradients, batch), tokens, patches, "learning",
               ("weights", "gradients"), None, 3 * needed, loops),
         _Step(f"log-probabilities, {size}", programs.logprobs, (state.params, batch), tokens, patches, "learning",
-              ("weights",), None, needed, attention + head),
+              ("weights",), None, needed, attention + head + experts),
         _Step("optimizer", None, (), 0, 0, "learning", ("weights", "optimizer", "gradients"),
               lambda: programs.lower_apply(state)),
     ]  # fmt: skip

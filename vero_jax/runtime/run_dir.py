@@ -39,9 +39,10 @@ FREE_KEYS = (
     "cold_start.log_every", "trainer.val_before", "trainer.val_every", "trainer.val_batch",
     "trainer.val_greedy", "trainer.val_blind",
     # the machine: the result does not depend on these
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "distributed.mode", "distributed.coordinator", "distributed.num_processes",
-    "distributed.process_id", "distributed.timeout_s", "distributed.peer_timeout_s", "data.cache_dir", "data.workers",
-    "data.read_ahead_mb", "data.source",  # where the same rows lie: a checkpoint knows the rows themselves
+    "mesh.data", "mesh.fsdp", "mesh.expert", "mesh.tensor", "distributed.mode", "distributed.coordinator",
+    "distributed.num_processes", "distributed.process_id", "distributed.timeout_s", "distributed.peer_timeout_s",
+    "data.cache_dir", "data.workers", "data.read_ahead_mb",
+    "data.source",  # where the same rows lie: a checkpoint knows the rows themselves
     "reward.workers", "model.remat",
     "rollout.concurrent_responses", "rollout.vocab_block", "rollout.attention_block", "actor.rows_per_micro_batch",
     "actor.row_rungs", "optim.offload", "trainer.warm_up",

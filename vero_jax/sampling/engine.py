@@ -130,8 +130,8 @@ class Engine:
       stop_ids: ids that end a response.
       banned_ids: ids that are never drawn (vision, padding and unused ids).
       decode: turns response ids into text; None leaves `Response.text` empty.
-      gather_weights: hold the weights of sampling whole over the fsdp axis. A decode step reads all weights, and
-        would otherwise gather them from the other devices for every token.
+      gather_weights: hold the weights of sampling whole over the axes fsdp and expert, but for the experts, which
+        stay where they are. A decode step reads all weights, and would otherwise gather them for every token.
       guard: counts the traces of the engine's programs.
     """
 
@@ -179,7 +179,8 @@ class Engine:
         self._new_reading = jax.jit(self._empty_reading, static_argnums=(0, 1), out_shardings=reading)
         self.gathers_weights = gather_weights
         self._for_sampling = None
-        if model_def.dtype != model_def.param_dtype or (gather_weights and mesh.shape["fsdp"] > 1):
+        split = mesh.shape["fsdp"] * mesh.shape["expert"] > 1
+        if model_def.dtype != model_def.param_dtype or (gather_weights and split):
             shardings = self._sampling_shardings() if gather_weights else None
             self._reshard_bytes = self.reshard_bytes() if gather_weights else 0.0
             self._for_sampling = jax.jit(watch("for_sampling", self._programs.for_sampling), out_shardings=shardings)
@@ -441,10 +442,11 @@ class Engine:
         return received_bytes(placed, self._sampling_shardings())
 
     def _sampling_shardings(self) -> Any:
-        """The parameters' usual shardings without the fsdp axis."""
+        """The parameters' usual shardings without the axes that split rows, but for the experts' own."""
 
         def keep(leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> NamedSharding:
             spec = partition_spec(axes, leaf.shape, self.mesh)
-            return NamedSharding(self.mesh, jax.sharding.PartitionSpec(*(a if a != "fsdp" else None for a in spec)))
+            kept = (a if a == "tensor" or name == "experts" else None for a, name in zip(spec, axes, strict=True))
+            return NamedSharding(self.mesh, jax.sharding.PartitionSpec(*kept))
 
         return jax.tree.map(keep, self.model_def.abstract_params(), self.model_def.logical_axes())

@@ -113,6 +113,18 @@ class Programs:
         offset: Int32[Array, ""],
     ) -> Reading:
         """Reads tokens [offset, offset + t) of each prompt, which see all that were read before."""
+        with on_mesh(self.mesh):
+            return self._read_chunk(params, features, tokens, lengths, reading, offset)
+
+    def _read_chunk(
+        self,
+        params: Any,
+        features: ImageFeatures | None,
+        tokens: TokenInputs,
+        lengths: Int32[Array, "G"],
+        reading: Reading,
+        offset: Int32[Array, ""],
+    ) -> Reading:
         model = self.model_def.bind(params)
         t = self.prefill_chunk
         tokens = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, offset, t, 1), tokens)
@@ -218,7 +230,8 @@ class Programs:
                 return attend(q, k, v, layer, lanes.first, column), (k, v)
 
             # Shards are the batch and lanes the sequence: no lane sees another, `attend` makes sure of that.
-            hidden, (k, v) = model.decode(model.embed(lanes.last), positions, attend_layer, cache)
+            with on_mesh(self.mesh):
+                hidden, (k, v) = model.decode(model.embed(lanes.last), positions, attend_layer, cache)
             hidden = jnp.where((lanes.count == 0)[..., None], final, hidden)
             drawn = self._choose(head, hidden, plan, lanes, banned, sizes)
             live = ~lanes.done
