@@ -26,12 +26,11 @@ from vero_jax.data.prompts import system_prompt
 from vero_jax.data.selection import Selection, data_identity, hold_out, select_rows
 from vero_jax.data.solutions import reference_solution
 from vero_jax.errors import UserError
-from vero_jax.learning.programs import TrainablePolicy
+from vero_jax.learners import make_learner, make_teacher, model_def_of, trainable_policy
 from vero_jax.learning.supervised import SupervisedLearner
 from vero_jax.learning.update import Learner
 from vero_jax.models.build import build_policy
-from vero_jax.models.config import ModelConfig
-from vero_jax.models.lora import adapter_base, is_adapter, load_adapted, lora_from, merge_lora, save_adapter
+from vero_jax.models.lora import adapter_base, is_adapter, load_adapted, merge_lora, save_adapter
 from vero_jax.models.policy import ModelDef, Params
 from vero_jax.parallel.distributed import Hosts
 from vero_jax.parallel.mesh import make_mesh
@@ -99,43 +98,11 @@ class System:
 
     def learner(self) -> Learner:
         """The policy's updates in reinforcement."""
-        config = self.config
-        return Learner(
-            self.policy(config.rollout.sampling.temperature),
-            config.actor,
-            config.optim,
-            self.mesh,
-            max_response_length=config.rollout.max_response_length,
-            total_steps=config.trainer.steps,
-            guard=self.guard,
-        )
+        return make_learner(self.config, self.model_def, self.mesh, self.guard)
 
     def teacher(self) -> SupervisedLearner:
         """The policy's updates in the cold start."""
-        config = self.config
-        return SupervisedLearner(
-            self.policy(),
-            config.cold_start,
-            config.optim,
-            self.mesh,
-            row_length=config.actor.row_length,
-            row_patches=config.actor.row_patches,
-            rows_per_micro_batch=config.actor.rows_per_micro_batch,
-            row_rungs=config.actor.row_rungs,
-            guard=self.guard,
-        )
-
-    def policy(self, temperature: float = 1.0) -> TrainablePolicy:
-        """What the learners train, with log-probabilities at this temperature."""
-        rollout = self.config.rollout
-        return TrainablePolicy.of_model(
-            self.model_def,
-            self.mesh,
-            temperature=temperature,
-            attention_block=rollout.attention_block,
-            vocab_block=rollout.vocab_block,
-            freeze_vision=self.config.model.freeze_vision,
-        )
+        return make_teacher(self.config, self.model_def, self.mesh, self.guard)
 
     def warm_up_sampler(self, params: Params) -> None:
         """Compiles what training and validation may ask of the engine."""
@@ -238,14 +205,7 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None], hosts:
     _check_image_limit(config, processor)
     if wanted_prompt and not processor.system_prompt:
         say("the policy's chat template asks for thoughts and answer itself; data.system_prompt is not added")
-    model_config = ModelConfig.from_folder(folder)
-    model_def = ModelDef(
-        model_config,
-        dtype=config.model.dtype,
-        param_dtype=config.model.param_dtype,
-        remat=config.model.remat,
-        lora=lora_from(config.model.lora, model_config),
-    )
+    model_def = model_def_of(config, folder)
     train_rows, val_rows = _chosen_rows(config, prepared, processor, say)
     say(f"{train_rows}\n{val_rows}")
     guard = TraceGuard()
@@ -259,7 +219,10 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None], hosts:
         guard=guard,
     )
     system = System(config, mesh, folder, processor, model_def, prepared, train_rows, val_rows, engine, guard, hosts)
-    total, trained = (f"{count / 1e6:,.2f} M" for count in (model_def.num_params(), system.policy().num_trained))
+    total, trained = (
+        f"{count / 1e6:,.2f} M"
+        for count in (model_def.num_params(), trainable_policy(config, model_def, mesh).num_trained)
+    )
     processes = f" of {hosts.count} processes" if hosts.count > 1 else ""
     devices = f"{mesh.size} {jax.devices()[0].platform} device(s){processes}"
     say(f"policy: {total} parameters, {trained} trained, from {folder}, on {devices}")

@@ -50,6 +50,8 @@ class SupervisedLearner:
         guard: TraceGuard | None = None,
     ) -> None:
         self.config, self.mesh = config, mesh
+        self.finite: tuple[bool, ...] = ()
+        """Whether the last step's gradient was, and the update happened."""
         self._policy, self._rows = policy, rows_per_micro_batch * row_shards(mesh)
         self.row_shapes = policy.row_shapes(row_length, row_patches, row_rungs)
         self.programs = Programs(
@@ -88,7 +90,7 @@ class SupervisedLearner:
             if len(solution) == 0:
                 raise UserError(f"question {prompt.example.id!r} has an empty solution; leave it out of the cold start")
         return pack_rows(
-            [_as_group(prompt, solution) for prompt, solution in pairs],
+            as_groups(pairs),
             shapes=self.row_shapes,
             rows_per_micro_batch=self._rows,
             skip_zero_advantage=False,
@@ -106,26 +108,38 @@ class SupervisedLearner:
         """One update on a batch of (prompt, solution ids with the stop id). The old state's buffers are used up.
 
         Returns:
-          the new state and `cold_start/` loss (nats per token), grad_norm, lr, tokens.
+          the new state and `cold_start/` loss (nats per token), grad_norm, lr, tokens, updates_skipped.
 
         Raises:
           UserError: a solution is empty or does not fit a row.
         """
         plan = self.pack(pairs)
-        gradients = self.programs.zeros()
-        parts = []
-        for index in range(plan.micro_batches):
-            gradients, sums, _ = self.programs.accumulate(state.params, gradients, self._batch(plan, index))
-            parts.append(sums)
+        gradients, parts = self._accumulated(state.params, plan)
         rate = self.rate(step)
         state, norm = self.programs.apply(state, gradients, np.float32(rate), np.int32(step))
-        losses = [float(sums["loss"]) for sums in jax.device_get(parts)]
+        loss = sum(float(sums["loss"]) for sums in jax.device_get(parts))
+        self.finite = (bool(np.isfinite(norm)),)
         return state, {
-            "cold_start/loss": sum(losses),
+            "cold_start/loss": loss,
             "cold_start/grad_norm": float(norm),
             "cold_start/lr": rate,
             "cold_start/tokens": float(plan.tokens),
+            "cold_start/updates_skipped": float(not all(self.finite)),
         }
+
+    def gradients(self, params: Params, groups: Sequence[Group]) -> tuple[Params, float]:
+        """The gradients and the loss of a batch (`as_groups`), without an update."""
+        pairs = [(group.prompt, np.asarray(group.responses[0].token_ids)) for group in groups]
+        gradients, parts = self._accumulated(params, self.pack(pairs))
+        return gradients, sum(float(sums["loss"]) for sums in jax.device_get(parts))
+
+    def _accumulated(self, params: Params, plan: RowPlan) -> tuple[Params, list[Sums]]:
+        """Gradients, and the sums of each micro-batch, left on the device."""
+        gradients, parts = self.programs.zeros(), []
+        for index in range(plan.micro_batches):
+            gradients, sums, _ = self.programs.accumulate(params, gradients, self._batch(plan, index))
+            parts.append(sums)
+        return gradients, parts
 
     def loss(self, params: Params, pairs: Sequence[tuple[Prompt, Int32[np.ndarray, "R"]]]) -> float:
         """Mean -log p of the solutions' tokens, in nats, without an update."""
@@ -152,6 +166,9 @@ def cross_entropy(
     return loss, {"loss": loss}
 
 
-def _as_group(prompt: Prompt, solution: np.ndarray) -> Group:
-    solution = np.asarray(solution, np.int32)
-    return Group(prompt, (Response(solution, np.zeros(len(solution), np.float32), "stop"),))
+def as_groups(pairs: Sequence[tuple[Prompt, Int32[np.ndarray, "R"]]]) -> list[Group]:
+    """Each solution as the only response to its prompt."""
+    return [
+        Group(prompt, (Response(np.asarray(ids, np.int32), np.zeros(len(ids), np.float32), "stop"),))
+        for prompt, ids in pairs
+    ]

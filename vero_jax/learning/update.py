@@ -84,6 +84,8 @@ class Learner:
             guard=guard,
             offload=optim.offload,
         )
+        self.finite: tuple[bool, ...] = ()
+        """Of the last step's updates, in order: whether the gradient was, and the update happened."""
         self._response_kl = jax.jit(_response_kl, static_argnums=3, out_shardings=self.programs.rows_sharding)
 
     def init_state(self, params: Params) -> TrainState:
@@ -180,7 +182,7 @@ class Learner:
         if self.needs_reference and reference is None:
             raise UserError("actor.kl_loss_coef is not 0, but there is no reference policy; set it to 0 or load one")
         actor = self.actor
-        plans = [self.pack(groups[part]) for part in equal_slices(len(groups), actor.mini_batch_prompts)]
+        plans = [self.pack(part) for part in self.mini_batches(groups)]
         report = _Report(self.rate(step))
         old: list[list[Array] | None] = []
         for number, plan in enumerate(plans):
@@ -207,7 +209,39 @@ class Learner:
                 state, norm = self.programs.apply(state, gradients, np.float32(report.rate), np.int32(step))
                 report.add_update(plan, norm)
                 updates += 1
-        return state, report.metrics(actor)
+        metrics = report.metrics(actor)
+        self.finite = report.finite
+        return state, metrics
+
+    def mini_batches(self, groups: Sequence[Group]) -> list[Sequence[Group]]:
+        """The groups of each update of an epoch."""
+        return [groups[part] for part in equal_slices(len(groups), self.actor.mini_batch_prompts)]
+
+    def gradients(
+        self,
+        params: Params,
+        groups: Sequence[Group],
+        *,
+        reference: Params | None = None,
+        seeds: tuple[int, int, int] = (0, 0, 0),
+        first: bool = True,
+    ) -> tuple[Params, float]:
+        """The gradients and the loss of one mini-batch, without an update: to look at one that went wrong.
+
+        Args:
+          seeds: (run's seed, step, update), as in `step`.
+          first: whether it is a step's first update. Of later ones the log-probabilities at the start of the step are
+            not known any more: the sampler's stand for them.
+        """
+        plan = self.pack(groups)
+        on_policy = first and self.actor.old_logprobs == "first_pass"
+        references = self._pass_over(reference, plan) if self.needs_reference and reference is not None else None
+        gradients, losses = self.programs.zeros(), []
+        for index in range(plan.micro_batches):
+            batch = self._batch(plan, index, None, references, seeds, on_policy=on_policy)
+            gradients, sums, _ = self.programs.accumulate(params, gradients, batch)
+            losses.append(sums["pg_loss"])
+        return gradients, float(sum(np.asarray(loss) for loss in losses))
 
     def logprobs(self, params: Params, groups: Sequence[Group]) -> list[list[Float32[np.ndarray, "R"]]]:
         """float32 log-probabilities of every response token, per group and response. Zeros where a response is left out
@@ -310,6 +344,8 @@ class _Report:
         self._policy: list[tuple[RowPlan, Sums]] = []
         """Of the policy at the start of the step."""
         self._norms: list[tuple[RowPlan, Array]] = []
+        self.finite: tuple[bool, ...] = ()
+        """Whether the gradient of each update was, once `metrics` has been called."""
 
     def add(self, plan: RowPlan, sums: Sums, *, first: bool, policy: bool) -> None:
         """Sums of an update's micro-batch, of the step's first update or not; `policy` if nothing else measures the
@@ -336,6 +372,7 @@ class _Report:
         tokens, seen = sum(plan.tokens for plan in plans), sum(plan.seen_tokens for plan in plans)
         seen_sequences = sum(plan.seen_sequences for plan in distinct)
         measured_plans = {id(plan): plan for plan, _ in self._policy}.values()
+        self.finite = tuple(bool(np.isfinite(norm)) for norm in norms)
         finite = [float(norm) for norm in norms if np.isfinite(norm)]
 
         def total(name: str, weight: str | None = None) -> float:

@@ -15,11 +15,10 @@ from jax.sharding import Mesh
 
 from vero_jax.config import Config
 from vero_jax.errors import UserError
-from vero_jax.learning.programs import TrainablePolicy
+from vero_jax.learners import make_learner, model_def_of
 from vero_jax.learning.update import Learner
 from vero_jax.models.build import build_policy
 from vero_jax.models.config import ModelConfig
-from vero_jax.models.lora import lora_from
 from vero_jax.models.policy import ModelDef
 from vero_jax.models.released import RELEASED, released_config
 from vero_jax.parallel.mesh import make_mesh
@@ -143,14 +142,7 @@ def plan(config: Config, machine: Machine, say: Callable[[str], None], only: str
       say: is told what is being compiled.
     """
     mesh = make_mesh(config.mesh, machine.devices)
-    model_config = model_of(config)
-    model_def = ModelDef(
-        model_config,
-        dtype=config.model.dtype,
-        param_dtype=config.model.param_dtype,
-        remat=config.model.remat,
-        lora=lora_from(config.model.lora, model_config),
-    )
+    model_def = model_def_of(config, model_of(config))
     held, steps = _steps(config, model_def, mesh)
     sizes = {phase: {name: _bytes(tree) for name, tree in trees.items()} for phase, trees in held.items()}
     measured = []
@@ -175,16 +167,8 @@ def plan(config: Config, machine: Machine, say: Callable[[str], None], only: str
 
 def _steps(config: Config, model_def: ModelDef, mesh: Mesh) -> tuple[dict[str, dict[str, Any]], list[_Step]]:
     """What each phase holds all the time, and the programs."""
-    rollout, actor = config.rollout, config.actor
-    policy = TrainablePolicy.of_model(
-        model_def,
-        mesh,
-        temperature=rollout.sampling.temperature,
-        attention_block=rollout.attention_block,
-        vocab_block=rollout.vocab_block,
-        freeze_vision=config.model.freeze_vision,
-    )
-    learner = Learner(policy, actor, config.optim, mesh, max_response_length=rollout.max_response_length)
+    rollout = config.rollout
+    learner = make_learner(config, model_def, mesh)
     state = learner.abstract_state()
     optimizer = {} if config.optim.offload else {"optimizer": state.opt_state}
     kept: dict[str, Any] = {"weights": state.params, **optimizer}
