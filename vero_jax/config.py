@@ -307,6 +307,8 @@ class TrainerConfig:
     keep_checkpoints: int = 2  # the newest ones
     keep_best: int = 1  # and those with the best accuracy in a validation of just these weights
     checkpoint_dir: str = ""  # of the checkpoints, a folder or gs://bucket/path, {name} allowed; empty: in run_dir
+    max_bad_updates: int = 5  # in a row whose gradient is not finite: the run stops; 0: it never does
+    save_bad_batches: int = 3  # of such updates, kept in the run's folder for python -m vero_jax.replay
     samples_every: int = 20  # steps between sample pages
     log_every: int = 1
     export: bool = True

@@ -96,6 +96,8 @@ def _check_numbers(config: Config) -> None:
         _need(value > 0, f"{key} must be greater than 0, not {value}.")
     not_negative = {
         "trainer.keep_best": trainer.keep_best,
+        "trainer.max_bad_updates": trainer.max_bad_updates,
+        "trainer.save_bad_batches": trainer.save_bad_batches,
         "seed": config.seed,
         "data.seed": config.data.seed,
         "data.mini.seed": config.data.mini.seed,

@@ -12,6 +12,14 @@ from collections.abc import Callable
 class UserError(ValueError):
     """Something the user can mend: the message names the value, the place and what to do. Never wraps our own bugs."""
 
+    exit_status = 2
+
+
+class RunFailed(UserError):
+    """A run that cannot go on although nothing in its settings is wrong; the command ends with status 1."""
+
+    exit_status = 1
+
 
 class CountedError(ValueError):
     """A piece of data to be left out: `reason` is a short phrase to count by, the message has the details."""
@@ -30,7 +38,7 @@ READER_LEFT = 128 + 13
 
 
 def friendly(main: Callable[..., int]) -> Callable[..., int]:
-    """Wraps a command's main: a `UserError` prints one sentence and exits with status 2, without a traceback.
+    """Wraps a command's main: a `UserError` prints one sentence and exits with its status (2), without a traceback.
 
     A reader that leaves early (`... | head`) ends the command quietly with status `READER_LEFT`.
     """
@@ -44,7 +52,7 @@ def friendly(main: Callable[..., int]) -> Callable[..., int]:
                 _flush_output()  # here, and not when the interpreter exits, where nothing can be caught
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            return error.exit_status
         except BrokenPipeError:
             if not _reader_left():
                 raise

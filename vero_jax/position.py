@@ -25,6 +25,11 @@ class Position:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Wall-clock time of each part of the run, over all processes that it has had."""
 
+    bad_updates: int = 0
+    """Updates in a row, up to now, that were skipped because their gradient was not finite."""
+    bad_steps: int = 0
+    """Steps with such an update, in the whole run."""
+
     def advance(self, phase_step: int) -> None:
         """One more step is done."""
         self.phase_step, self.step = phase_step, self.step + 1
@@ -49,13 +54,23 @@ class Position:
             config=to_dict(config),
             seconds=dict(self.seconds),
             results=dict(self.results),
+            bad_updates=self.bad_updates,
+            bad_steps=self.bad_steps,
             **more,
         )
 
     @classmethod
     def of(cls, meta: CheckpointMeta, config: Config) -> Position:
         """That of a checkpoint. A run that goes on behind its old end is measured again at its new one."""
-        at = cls(meta.phase, meta.phase_step, meta.step, dict(meta.results), dict(meta.seconds))
+        at = cls(
+            meta.phase,
+            meta.phase_step,
+            meta.step,
+            dict(meta.results),
+            dict(meta.seconds),
+            meta.bad_updates,
+            meta.bad_steps,
+        )
         if at.phase_step < config.trainer.steps:
             at.results.pop("final", None)
         return at

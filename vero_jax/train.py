@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from vero_jax.bad_updates import BadUpdates
 from vero_jax.config import Config
 from vero_jax.config_loader import help_text, load_config, to_dict
 from vero_jax.data.selection import check_same_data
@@ -23,6 +24,7 @@ from vero_jax.errors import friendly
 from vero_jax.learning.advantages import add_advantages
 from vero_jax.learning.kl import KLController
 from vero_jax.learning.metrics import group_metrics
+from vero_jax.learning.supervised import as_groups
 from vero_jax.learning.update import TrainState
 from vero_jax.models.policy import Params
 from vero_jax.position import Position
@@ -94,6 +96,7 @@ class Recipe:
         self.needs_reference = self.learner.needs_reference or config.algorithm.kl_in_reward
         self.state, self.reference, metrics_position = self._begin()
         self.record = Record(run, config, metrics_position, writes=system.hosts.primary)
+        self.bad = BadUpdates(run, config, self.at, writes=system.hosts.primary)
         if metrics_position is not None:
             self.record.forget_after(self.at.phase_step if self.at.phase == "reinforcement" else 0)
 
@@ -136,12 +139,14 @@ class Recipe:
                 with self._timed("cold_start"):
                     pairs = self.system.solved(questions.batch(step - 1))
                     self.state, metrics = self.teacher.step(self.state, pairs, step)
+                    metrics |= self.bad.after_step(step, self.teacher.finite, [as_groups(pairs)])
                 self.at.advance(step)
                 if step % config.log_every == 0 or step == config.steps:
                     self.record.metrics(step, metrics, phase="cold_start")
                 self.progress.step({"loss": metrics["cold_start/loss"], "lr": metrics["cold_start/lr"]})
-                if self._due(self.config.trainer.save_every, self.at.step):
+                if self.bad.kept or self._due(self.config.trainer.save_every, self.at.step):
                     self.save()
+                self.bad.check()
         return True
 
     def enter_reinforcement(self) -> None:
@@ -172,8 +177,9 @@ class Recipe:
                 if self._due(trainer.val_every, step) and step < trainer.steps:
                     self.measure(f"step_{step:06d}")
                     self.progress.phase("reinforcement", trainer.steps, step)
-                if self._due(trainer.save_every, step):
+                if self.bad.kept or self._due(trainer.save_every, step):
                     self.save()
+                self.bad.check()
         return True
 
     def reinforcement_step(self, step: int, prompts: Sequence[Prompt]) -> tuple[list[Group], dict[str, float]]:
@@ -200,6 +206,7 @@ class Recipe:
         compared = time.perf_counter()
         self.state, metrics = self.learner.step(self.state, groups, step, reference=self.reference, seed=config.seed)
         done = time.perf_counter()
+        metrics |= self.bad.after_step(step, self.learner.finite, self.learner.mini_batches(groups))
         metrics |= {} if self.judge is None else self.judge.metrics()
         metrics |= {**rolled.sampler} | {f"rollout/left_out_{why}": float(n) for why, n in rolled.left_out.items()}
         metrics |= kl_metrics | group_metrics(

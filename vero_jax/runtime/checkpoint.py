@@ -62,23 +62,29 @@ class CheckpointMeta:
     """Wall-clock seconds of each phase so far."""
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Measured on the way and needed at the end, such as the accuracy before training."""
+    bad_updates: int = 0
+    """Updates in a row, up to this point, that were skipped because their gradient was not finite."""
+    bad_steps: int = 0
+    """Steps with such an update, in the whole run."""
     versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
 
 
 class Checkpoints:
     """Keeps the last `keep` checkpoints and the `keep_best` with the best scores in a folder or bucket.
 
-    Every process of a run makes one and calls the same methods.
+    Every process of a run makes one and calls the same methods; with `read_only`, another program that looks into a
+    run's checkpoints.
     """
 
-    def __init__(self, folder: epath.PathLike, keep: int = 2, keep_best: int = 0) -> None:
+    def __init__(self, folder: epath.PathLike, keep: int = 2, keep_best: int = 0, *, read_only: bool = False) -> None:
         self._folder = epath.Path(folder)
         if "://" not in str(folder):
             self._folder = epath.Path(Path(folder).absolute())
         self._last: int | None = None
         _say_refused_writes_once()
         with _save_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self._folder.mkdir(parents=True, exist_ok=True)
             self.scores = read_scores(self._folder)
             self._manager = ocp.CheckpointManager(
                 self._folder,
@@ -89,7 +95,8 @@ class Checkpoints:
                     preservation_policy=preservation_policy.AnyPreservationPolicy(
                         [preservation_policy.LatestN(keep), _Best(self, keep_best)]
                     ),
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=not read_only,
+                    read_only=read_only,
                     enable_async_checkpointing=True,
                 ),
             )
@@ -170,6 +177,28 @@ class Checkpoints:
                 "restore the folder from a copy, or delete it to begin again."
             )
         return None
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, CheckpointMeta]:
+        """(state, meta) of one checkpoint, as `restore_latest`.
+
+        Raises:
+          UserError: it is not there, cannot be read, or is another model's.
+        """
+        place = self._folder / str(step)
+        if step not in self.steps:
+            raise UserError(f"there is no checkpoint {place}; there are {', '.join(map(str, self.steps)) or 'none'}")
+        try:
+            meta, sums = self._read_meta(step)
+            _check_fits(self._saved_shapes(step), abstract_state, place)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+            state = self._manager.restore(step, args=args).state
+            _check_sums(sums, state)
+        except UserError:
+            raise
+        except Exception as error:  # as in `restore_latest`
+            reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+            raise UserError(f"checkpoint {place} cannot be read ({reason})") from error
+        return state, meta
 
     def wait(self) -> None:
         """Returns when the last save is complete on disk. Raises UserError when the disk refused."""

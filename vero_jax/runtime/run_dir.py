@@ -1,7 +1,7 @@
 """The run directory: where everything of one run lies, who may write it, and whether it can be continued.
 
     config.yaml  metrics.jsonl  tensorboard/  checkpoints/  samples/step_000020.html  validation/*.jsonl
-    curves.png   summary.json   hf/           .lock
+    curves.png   summary.json   hf/           bad_updates/*.batch      .lock
 
 In: a Config. Out: a `RunDir` with one path per thing. Imports no jax.
 """
@@ -35,6 +35,7 @@ FREE_KEYS = (
     # how long, and what is written on the way
     "name", "run_dir", "trainer.steps", "trainer.log_every", "trainer.log_with", "trainer.save_every",
     "trainer.keep_checkpoints", "trainer.keep_best", "trainer.checkpoint_dir", "trainer.samples_every",
+    "trainer.max_bad_updates", "trainer.save_bad_batches",
     "trainer.export", "model.lora.export", "trainer.resume",
     "cold_start.log_every", "trainer.val_before", "trainer.val_every", "trainer.val_batch",
     "trainer.val_greedy", "trainer.val_blind",
@@ -115,6 +116,11 @@ class RunDir:
     @property
     def validation(self) -> Path:
         return self.path / "validation"
+
+    @property
+    def bad_updates(self) -> Path:
+        """Batches of updates that were skipped; made when there is one."""
+        return self.path / "bad_updates"
 
     @property
     def curves(self) -> Path:
@@ -246,7 +252,7 @@ def _begin_again(run: RunDir) -> None:
         )
     for file in (run.metrics, run.curves):
         file.unlink(missing_ok=True)
-    for folder, pattern in ((run.samples, "*.html"), (run.validation, "*.jsonl")):
+    for folder, pattern in ((run.samples, "*.html"), (run.validation, "*.jsonl"), (run.bad_updates, "*.batch")):
         for file in folder.glob(pattern):
             file.unlink()
     shutil.rmtree(run.tensorboard, ignore_errors=True)
