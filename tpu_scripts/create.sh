@@ -57,7 +57,7 @@ if [[ -n ${OPT_NO_WAIT:-} ]]; then exit 0; fi
 SECONDS=0 before='' unknown=0
 while :; do
     look_at_slice
-    if [[ $DETAIL != "$before" ]]; then say "$NAME: ${DETAIL:-$STATE}"; fi
+    if [[ $DETAIL != "$before" ]] && ! ((DRY_RUN)); then say "$NAME: ${DETAIL:-$STATE}"; fi
     before=$DETAIL
     case $STATE in
         READY)

@@ -47,7 +47,13 @@ say() { printf '%s\n' "$*" >&2; }
 show() {
     local word line=''
     for word in "$@"; do
-        if [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then line+=" $word"; else line+=" $(printf '%q' "$word")"; fi
+        if [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
+            line+=" $word"
+        elif [[ $word =~ ^[[:print:]]+$ && $word != *\'* ]]; then
+            line+=" '$word'"
+        else
+            line+=" $(printf '%q' "$word")"
+        fi
     done
     printf '%s\n' "${line# }" >&3
 }
@@ -328,7 +334,7 @@ look_at_jobs() {
     folder=$(mktemp -d)
     on_workers "$folder" job_state || true
     for ((worker = 0; worker < WORKERS; worker++)); do
-        word=$(sed -n 's/^vero-job: //p' "$folder/worker-$worker.log" 2>/dev/null | tail -n 1)
+        word=$(sed -n 's/^vero-job: //p' "$folder/worker-$worker.log" 2>/dev/null | tail -n 1) || true
         JOBS[worker]=${word:-unreachable}
     done
     rm -rf "$folder"

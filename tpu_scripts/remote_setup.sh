@@ -59,8 +59,8 @@ case $share in
             install_gcsfuse
             place=${share#gs://} && bucket=${place%%/*} && folder=${place#"$bucket"} && folder=${folder#/} && folder=${folder%/}
             # Without a cache of what exists: what one host writes, the others must see at once.
-            run gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --rename-dir-limit=100000 \
-                ${folder:+"--only-dir=$folder"} "$bucket" "$mount"
+            run gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+                --rename-dir-limit=100000 ${folder:+"--only-dir=$folder"} "$bucket" "$mount"
         else
             if ! command -v mount.nfs >/dev/null; then
                 apt update
