@@ -55,7 +55,7 @@ fi
 
 flags='--xla_gpu_enable_latency_hiding_scheduler=true'
 flags+=' --xla_gpu_all_gather_combine_threshold_bytes=134217728 --xla_gpu_reduce_scatter_combine_threshold_bytes=134217728'
-settings=(JAX_PLATFORMS=cuda,cpu "XLA_PYTHON_CLIENT_MEM_FRACTION=$memory" "XLA_FLAGS=$flags${XLA_FLAGS:+ $XLA_FLAGS}")
+settings=("JAX_PLATFORMS=cuda,cpu" "XLA_PYTHON_CLIENT_MEM_FRACTION=$memory" "XLA_FLAGS=$flags${XLA_FLAGS:+ $XLA_FLAGS}")
 if [[ -n $gpus ]]; then settings+=("CUDA_DEVICE_ORDER=PCI_BUS_ID" "CUDA_VISIBLE_DEVICES=$gpus"); fi
 
 words=("$@")

@@ -26,7 +26,11 @@ identity() {
     [[ $stat != Z* ]] || return 1 # ended, and not yet missed by its parent
     printf '%s %s' "$1" "$(cut -d' ' -f20 <<<"$stat")"
 }
-alive() { [[ -s $job/$1 ]] && [[ $(identity "$(cut -d' ' -f1 "$job/$1")") == "$(cat "$job/$1")" ]]; }
+alive() {
+    local pid
+    pid=$(cut -d' ' -f1 "$job/$1" 2>/dev/null) || return 1
+    [[ $pid =~ ^[0-9]+$ ]] && ((pid > 1)) && [[ $(identity "$pid") == "$(cat "$job/$1")" ]]
+}
 
 state() {
     if alive pid; then
@@ -57,7 +61,7 @@ start() {
     printf '\n=== %s: python -m vero_jax.train %s\n' "$(date -u '+%F %T')" "$command" >>"$job/log"
     # A session of its own, and no terminal: it does not end with the connection that starts it.
     setsid nohup bash "${BASH_SOURCE[0]}" supervise "$@" >>"$job/log" 2>&1 </dev/null &
-    identity $! >"$job/pid"
+    identity $! >"$job/pid" || echo "$! over" >"$job/pid" # so soon
     echo "started"
 }
 
@@ -75,7 +79,7 @@ supervise() {
     trap 'interrupted=1' TERM INT HUP
     "${train[@]}" "$@" &
     child=$!
-    identity "$child" >"$job/train.pid"
+    identity "$child" >"$job/train.pid" || true
     while :; do
         interrupted=0
         wait "$child" && status=0 || status=$?

@@ -71,8 +71,7 @@ case $share in
             run sudo chown "$(id -u):$(id -g)" "$mount"
         fi
         if ! ((dry_run)); then
-            probe=$mount/.writable-$(hostname)
-            { : >"$probe" && rm "$probe"; } || { echo "error: $share can be mounted, but not written to" >&2 && exit 2; }
+            { probe=$(mktemp "$mount/.writable-XXXXXXXX") && rm "$probe"; } || { echo "error: $share can be mounted, but not written to" >&2 && exit 2; }
         fi
         ;;
 esac

@@ -44,7 +44,7 @@ most=${MAX_REQUEUES:-20}
 [[ $most =~ ^[0-9]+$ ]] || fail "MAX_REQUEUES must be a whole number, not '$most'"
 
 # A process that ends must not take the others down at once: they say who is gone, and save.
-command=(srun --kill-on-bad-exit=0 env JAX_PLATFORMS=cuda,cpu python -m vero_jax.train "$@")
+command=(srun --kill-on-bad-exit=0 env "JAX_PLATFORMS=cuda,cpu" python -m vero_jax.train "$@")
 if ((dry_run)); then
     printf '%q ' "${command[@]}" && echo
     exit 0
