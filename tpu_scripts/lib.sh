@@ -13,6 +13,7 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
 fi
 
 TRY_AGAIN=75 # EX_TEMPFAIL of sysexits.h, as vero_jax ends when a peer is lost: the same command may succeed later
+NOT_READY=3  # there is no slice to work with
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(dirname "$HERE")
 REMOTE=vero # the folder of all that these scripts make on a worker, under its home
@@ -245,14 +246,17 @@ ask() {
 
 # Ends the script, in a sentence, unless the slice can be worked with.
 need_slice() {
+    local why
     look_at_slice
     case $STATE in
-        READY) ;;
-        ABSENT) fail "there is no slice $NAME in $ZONE; create.sh makes one" ;;
-        WAITING) fail "the slice $NAME is not ready ($DETAIL); create.sh waits for it" ;;
-        GONE | FAILED) fail "the slice $NAME is of no use any more ($DETAIL); delete.sh removes it, run_until_done.sh makes a new one" ;;
-        *) fail "gcloud does not tell the state of $NAME: $DETAIL" ;;
+        READY) return 0 ;;
+        ABSENT) why="there is no slice $NAME in $ZONE; create.sh makes one" ;;
+        WAITING) why="the slice $NAME is not ready ($DETAIL); create.sh waits for it" ;;
+        GONE | FAILED) why="the slice $NAME is of no use any more ($DETAIL); delete.sh removes it, create.sh makes a new one" ;;
+        *) why="gcloud does not tell the state of $NAME: $DETAIL" ;;
     esac
+    say "error: $why"
+    exit "$NOT_READY"
 }
 
 # --- workers

@@ -204,11 +204,11 @@ while :; do
     else
         log "setting up $NAME"
         step setup && status=0 || status=$?
-        if ((status == 2)); then look_at_slice && [[ $STATE != READY ]] || exit 2; fi
+        ((status != 2)) || exit 2 # a mistake in the settings, in its own words
         if ((status)); then failed "$NAME is not set up" && continue; fi
     fi
     step start -- "${ARGS[@]}" && status=0 || status=$?
-    if ((status == 2)); then look_at_slice && [[ $STATE != READY ]] || exit 2; fi
+    ((status != 2)) || exit 2
     if ((status)); then failed "the run is not started" && continue; fi
     first=0
     SECONDS=0

@@ -3,10 +3,11 @@
 #
 #   tpu_scripts/setup.sh [options]
 #
-# Needs PROJECT, ZONE and NAME. All files of the checkout that git does not ignore are copied, as they are now. Running
-# it again brings what has changed. JOB_ENV_FILE (lines KEY=VALUE, such as a token) goes to each worker as a private file.
+# Needs PROJECT, ZONE and NAME. All files of the checkout that git does not ignore are copied, as they are now, without
+# tests and docs. Running it again brings what has changed. JOB_ENV_FILE (lines KEY=VALUE, such as a token) goes to each worker as a private file.
 #
-# Exit status: 0 when every worker is ready, 1 when some are not (each is named), 2 a mistake in the settings.
+# Exit status: 0 when every worker is ready, 1 when some are not (each is named), 2 a mistake in the settings,
+# 3 there is no slice to set up.
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 begin "$@"
@@ -20,7 +21,7 @@ trap 'rm -rf "$work"' EXIT
 list_files() {
     if git -C "$REPO" ls-files --error-unmatch pyproject.toml >/dev/null 2>&1; then
         local file
-        git -C "$REPO" ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+        git -C "$REPO" ls-files -z --cached --others --exclude-standard -- . ':!tests' ':!docs' | while IFS= read -r -d '' file; do
             if [[ -e $REPO/$file ]]; then printf '%s\0' "$file"; fi
         done
     else

@@ -7,7 +7,8 @@
 # trainer.checkpoint_dir are added: RUN (default: NAME) under the shared folder. A run that was stopped or preempted goes
 # on from its last checkpoint. Needs PROJECT, ZONE and NAME, after setup.sh.
 #
-# Exit status: 0 started (or running already), 1 some worker failed (each is named; nothing is left running), 2 a mistake.
+# Exit status: 0 started (or running already), 1 some worker failed (each is named; nothing is left running), 2 a mistake,
+# 3 there is no slice that is ready.
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 begin "$@"

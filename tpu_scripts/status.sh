@@ -17,7 +17,7 @@ if ((DRY_RUN)); then
     exit 0
 fi
 echo "slice $NAME in $ZONE: $STATE${DETAIL:+ ($DETAIL)}"
-[[ $STATE == READY ]] || exit 3
+[[ $STATE == READY ]] || exit "$NOT_READY"
 look_at_jobs
 well=0
 for worker in "${!JOBS[@]}"; do

@@ -8,7 +8,8 @@
 #
 #   --now        kill it, unsaved
 #
-# Exit status: 0 nothing runs any more, 1 something still does or a worker does not answer (each is named).
+# Exit status: 0 nothing runs any more, 1 something still does or a worker does not answer (each is named),
+# 3 there is no slice.
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 FLAGS=(--now)
@@ -38,7 +39,8 @@ while :; do
         exit 0
     fi
     if ((SECONDS >= STOP_S)); then
-        fail "after $STOP_S s the run still goes on at worker(s) ${running[*]:-none}, and ${silent[*]:-none} do not answer; --now kills it"
+        say "error: after $STOP_S s the run still goes on at worker(s) ${running[*]:-none}, and ${silent[*]:-none} do not answer; --now kills it"
+        exit 1
     fi
     sleep "$POLL_S"
 done

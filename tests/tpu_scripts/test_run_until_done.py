@@ -249,8 +249,6 @@ def test_it_wants_a_disk_that_outlives_the_slice(cloud):
 
 
 def test_a_cloud_that_does_not_answer_for_a_while_is_asked_again(cloud):
-    cloud.scenario(describe=["ok", "down", "ok", "down", "down"])
-    cloud.trainings("hang", 0)
     cloud.scenario(describe=["ok", "ok", "down", "ok", "down", "down"])
     cloud.trainings(75, 0)
     done = cloud.run("run_until_done")

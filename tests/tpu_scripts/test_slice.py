@@ -110,7 +110,7 @@ def test_a_state_that_nobody_tells_ends_the_waiting(cloud):
 @pytest.mark.parametrize("script", ["setup", "start", "stop"])
 def test_without_a_slice_the_others_say_so(cloud, script):
     done = cloud.run(script)
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert done.stderr == "error: there is no slice vero in us-east5-a; create.sh makes one\n"
 
 
