@@ -28,7 +28,7 @@ MACHINE = {
             printf '#!/bin/sh\\nexec %s -I -S %s "$@"\\n' "$FAKE_PYTHON" "$FAKE_TRAINER" >"${@: -1}/bin/python"
             chmod +x "${@: -1}/bin/python"
         fi""",
-    "mountpoint": '[[ -L ${@: -1} ]]',
+    "mountpoint": "[[ -L ${@: -1} ]]",
     "gcsfuse": """
         echo "gcsfuse $*" >>"$FAKE_CLOUD/installed-$WORKER"
         for word in "$@"; do case $word in --only-dir=*) folder=/${word#*=} ;; esac; done

@@ -1,11 +1,11 @@
-"""A gcloud that talks to no cloud: it keeps a slice in a folder, runs what is sent by ssh in a folder per worker, writes
-down every call, and fails as scenario.json says.
+"""A gcloud that talks to no cloud: it keeps a slice in a folder, runs what is sent by ssh in a folder per worker,
+writes down every call, and fails as scenario.json says.
 
 $FAKE_CLOUD/
   scenario.json   {"workers": 2,           of every slice
                    "create": ["quota"],    what the first, second, ... request meets: quota, denied, failed, or ok
                    "queue": ["WAITING_FOR_RESOURCES"],   states of a queued request before it is active
-                   "preempt": [3],         after so many looks at the first, second, ... slice on which a run was started
+                   "preempt": [3],         after so many looks at the first, second, ... slice on which the run goes on
                    "down": [[1]],          workers of the first, second, ... slice that ssh does not reach
                    "describe": ["down"],   what looks at a node meet first
                    "delete": ["fails"]}    what deletions meet first
@@ -55,9 +55,8 @@ FLAGS = {
 
 
 def main(argv: list[str]) -> int:
-    with locked():
-        with (CLOUD / "calls.jsonl").open("a", encoding="utf-8") as calls:
-            calls.write(json.dumps({"argv": argv}) + "\n")
+    with locked(), (CLOUD / "calls.jsonl").open("a", encoding="utf-8") as calls:
+        calls.write(json.dumps({"argv": argv}) + "\n")
     command = next((known for known in FLAGS if tuple(argv[: len(known)]) == known), None)
     if command is None:
         error("gcloud", f"Invalid choice: {argv[:4]!r}", 2)
@@ -123,6 +122,11 @@ def not_found(where: str, name: str) -> NoReturn:
     error(where, f"NOT_FOUND: Resource 'projects/p/locations/z/nodes/{name}' was not found")
 
 
+def starts() -> int:
+    """How often the run was started, over all workers."""
+    return sum(len(file.read_text().splitlines()) for file in CLOUD.glob("starts-*.jsonl"))
+
+
 def end_processes() -> None:
     """Power off: whatever was started on the workers is killed."""
     for file in CLOUD.glob("workers/*/vero/job/pid"):
@@ -157,7 +161,9 @@ def request(where: str, name: str, kind: str) -> None:
             error(where, f"ALREADY_EXISTS: Resource '{name}' already exists")
         outcome = turn(known, "create", "ok")
         if outcome == "quota":
-            error(where, "RESOURCE_EXHAUSTED: Quota 'TPUV5sPreemptiblePodPerProjectPerZone' exhausted. Limit 16 in zone z")
+            error(
+                where, "RESOURCE_EXHAUSTED: Quota 'TPUV5sPreemptiblePodPerProjectPerZone' exhausted. Limit 16 in zone z"
+            )
         if outcome == "capacity":
             message = 'There is no more capacity in the zone "z"; you can try in another zone'
             error(where, json.dumps({"code": 8, "message": message}))
@@ -168,6 +174,7 @@ def request(where: str, name: str, kind: str) -> None:
             queue.append("FAILED")
         number = known.get("slices", 0)
         known.update(name=name, kind=kind, queue=queue, node="READY", slices=number + 1, looks=0)
+        known["starts"] = starts()
         (CLOUD / "workers").mkdir(exist_ok=True)
 
 
@@ -207,12 +214,12 @@ def tpu_vm_describe(where: str, words: list[str], flags: dict[str, str]) -> None
         if known.get("name") != words[0] or known["queue"]:
             not_found(where, words[0])
         limits = scenario().get("preempt", [])
-        if list(CLOUD.glob("workers/*/vero/job/pid")):
+        if starts() - known["starts"] >= scenario().get("workers", 1):
             known["looks"] += 1
-        if known["slices"] <= len(limits) and limits[known["slices"] - 1] and known["node"] == "READY":
-            if known["looks"] >= limits[known["slices"] - 1]:
-                known["node"] = "PREEMPTED"
-                end_processes()
+        limit = limits[known["slices"] - 1] if known["slices"] <= len(limits) else 0
+        if limit and known["looks"] >= limit and known["node"] == "READY":
+            known["node"] = "PREEMPTED"
+            end_processes()
         print(known["node"], scenario().get("workers", 1), sep="\t")
 
 

@@ -1,7 +1,7 @@
 """Stands for a worker's python: `-m vero_jax.train` runs what trainings.json says, and keeps its place in a bucket.
 
-trainings.json holds a list; the n-th start of worker w, on whatever slice, does the n-th entry (or the last), which is a
-status or a list of one for each worker. "hang" waits for SIGTERM, then "saves" and ends with 143.
+trainings.json holds a list; the n-th start of worker w, on whatever slice, does the n-th entry (or the last), which is
+a status or a list of one for each worker. "hang" waits for SIGTERM, then "saves" and ends with 143.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ def train(argv: list[str]) -> int:
     started = CLOUD / f"starts-{WORKER}.jsonl"
     number = len(started.read_text().splitlines()) if started.exists() else 0
     visible = {key: value for key, value in os.environ.items() if key.startswith("TEST_")}
-    with started.open("a") as file:
-        file.write(json.dumps({"argv": argv, "saved": before, "environ": visible, "pid": os.getpid()}) + "\n")
     plan = json.loads((CLOUD / "trainings.json").read_text())
     entry = plan[min(number, len(plan) - 1)]
     what = entry[int(WORKER)] if isinstance(entry, list) else entry
     (run / "metrics.jsonl").write_text(f'{{"step": {before + 1}}}\n')
     saved.write_text(str(before + 1))
+    # The last thing: who sees it knows that all the rest is there.
+    with started.open("a") as file:
+        file.write(json.dumps({"argv": argv, "saved": before, "environ": visible, "pid": os.getpid()}) + "\n")
     if what == "hang":
         signals = []
         signal.signal(signal.SIGTERM, lambda received, frame: signals.append(received))

@@ -13,7 +13,14 @@ import pytest
 import yaml
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "tpu_scripts"
-GKE = ["--image", "us-docker.pkg.dev/my-project/vero/vero_jax:1", "--accelerator", "tpu-v5p-slice", "--topology", "2x2x2"]
+GKE = [
+    "--image",
+    "us-docker.pkg.dev/my-project/vero/vero_jax:1",
+    "--accelerator",
+    "tpu-v5p-slice",
+    "--topology",
+    "2x2x2",
+]
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -86,7 +93,7 @@ def test_the_manifest_has_one_pod_to_a_host(topology, chips, hosts):
 
 
 def test_the_manifest_mounts_the_bucket_and_passes_every_word_as_it_is():
-    nasty = "name=it's \"a\" $HOME: # {x}"
+    nasty = 'name=it\'s "a" $HOME: # {x}'
     pods = job(gke("--print", "--spot", "1", arguments=("configs/my.yaml", nasty)).stdout)["template"]["spec"]
     [container] = pods["containers"]
     assert container["command"] == ["python", "-m", "vero_jax.train"]
@@ -175,7 +182,8 @@ def test_xpk_gets_one_workload_that_restarts_when_a_peer_is_lost(tmp_path):
 # --- one node of GPUs
 
 
-SAY = f'{sys.executable} -c "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))" "$@"; exit "${{END:-0}}"'
+SAY = f"""{sys.executable} -c 'import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))' "$@"
+exit "${{END:-0}}\""""
 
 
 @pytest.fixture

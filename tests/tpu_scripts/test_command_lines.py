@@ -170,7 +170,9 @@ def test_a_file_of_settings_is_read_and_not_run(cloud):
     done = cloud.run("create", "--env", "other.env", "--dry-run")
     assert done.returncode == 2  # the last --env wins, and it has no PROJECT
     assert "PROJECT ACCELERATOR_TYPE RUNTIME_VERSION must be set, in other.env" in done.stderr
-    done = cloud.run("create", "--env", "other.env", "--dry-run", "--project=p", "--accelerator-type=a", "--runtime-version=r")
+    done = cloud.run(
+        "create", "--env", "other.env", "--dry-run", "--project=p", "--accelerator-type=a", "--runtime-version=r"
+    )
     assert shlex.split(done.stdout.splitlines()[0])[-5:-3] == ["--labels=$(touch evil)", "--async"]
     assert not (cloud.desk / "evil").exists()
 
@@ -273,4 +275,3 @@ def test_the_fake_refuses_what_gcloud_would_refuse(cloud):
         done = subprocess.run([str(gcloud), *words], env=cloud.environ, text=True, capture_output=True)
         assert done.returncode == 2, words
     assert [json.loads(line) for line in (cloud.folder / "calls.jsonl").read_text().splitlines()]
-

@@ -46,7 +46,7 @@ def test_after_a_preemption_a_new_slice_goes_on_from_the_last_checkpoint(cloud):
 
 def test_a_preempted_tpu_vm_is_replaced_too(cloud):
     cloud.settings["QUEUED"] = "0"
-    cloud.scenario(preempt=[1])
+    cloud.scenario(workers=1, preempt=[1])
     cloud.trainings("hang", 0)
     done = cloud.run("run_until_done")
     assert done.returncode == 0, done.stderr
@@ -90,7 +90,7 @@ def test_what_was_killed_is_restarted_a_few_times_only(cloud):
 def test_without_quota_it_asks_again_and_waits_longer_each_time(cloud):
     cloud.settings["BACKOFF_S"] = "1"
     cloud.settings["BACKOFF_MAX_S"] = "2"
-    cloud.scenario(create=["quota", "capacity", "quota"])
+    cloud.scenario(workers=1, create=["quota", "capacity", "quota"])
     done = cloud.run("run_until_done")
     assert done.returncode == 0, done.stderr
     pauses = [line.split()[-2] for line in done.stderr.splitlines() if " attempt " in line]
@@ -100,7 +100,7 @@ def test_without_quota_it_asks_again_and_waits_longer_each_time(cloud):
 
 def test_it_gives_up_after_so_many_failures_in_a_row(cloud):
     cloud.settings["MAX_ATTEMPTS"] = "3"
-    cloud.scenario(create=["quota"] * 10)
+    cloud.scenario(workers=1, create=["quota"] * 10)
     done = cloud.run("run_until_done")
     assert done.returncode == 75
     assert "given up after 3 failures in a row" in done.stderr
@@ -108,6 +108,7 @@ def test_it_gives_up_after_so_many_failures_in_a_row(cloud):
 
 
 def test_giving_up_leaves_no_slice_behind(cloud):
+    cloud.scenario(workers=1)
     cloud.settings["MAX_ATTEMPTS"] = "2"
     cloud.trainings(75)
     done = cloud.run("run_until_done")
@@ -117,6 +118,7 @@ def test_giving_up_leaves_no_slice_behind(cloud):
 
 
 def test_a_run_that_lasted_is_no_failure_in_a_row(cloud):
+    cloud.scenario(workers=1)
     cloud.settings |= {"MAX_ATTEMPTS": "2", "GOOD_RUN_S": "0"}
     cloud.trainings(75, 75, 75, 0)
     done = cloud.run("run_until_done")
@@ -125,7 +127,7 @@ def test_a_run_that_lasted_is_no_failure_in_a_row(cloud):
 
 
 def test_a_refusal_for_ever_ends_it_at_once(cloud):
-    cloud.scenario(create=["denied"])
+    cloud.scenario(workers=1, create=["denied"])
     done = cloud.run("run_until_done")
     assert done.returncode == 2
     assert "PERMISSION_DENIED" in done.stderr
@@ -133,7 +135,7 @@ def test_a_refusal_for_ever_ends_it_at_once(cloud):
 
 
 def test_a_request_that_failed_is_deleted_and_made_anew(cloud):
-    cloud.scenario(create=["failed", "ok"], reason="Insufficient capacity")
+    cloud.scenario(workers=1, create=["failed", "ok"], reason="Insufficient capacity")
     done = cloud.run("run_until_done")
     assert done.returncode == 0, done.stderr
     assert len(cloud.calls("queued-resources", "create")) == 2
@@ -225,6 +227,7 @@ def test_a_run_goes_on_without_the_script_which_finds_it_again(cloud):
 
 
 def test_keep_leaves_the_slice_and_says_so(cloud):
+    cloud.scenario(workers=1)
     done = cloud.run("run_until_done", "--keep", "--no-fetch")
     assert done.returncode == 0, done.stderr
     assert "the slice vero is still there, and costs money until delete.sh has removed it" in done.stderr
@@ -233,7 +236,7 @@ def test_keep_leaves_the_slice_and_says_so(cloud):
 
 
 def test_a_deletion_that_fails_at_the_end_is_loud(cloud):
-    cloud.scenario(delete=["fails"])
+    cloud.scenario(workers=1, delete=["fails"])
     done = cloud.run("run_until_done")
     assert done.returncode == 1
     assert "the slice vero COULD NOT BE DELETED and goes on costing money" in done.stderr
@@ -249,7 +252,7 @@ def test_it_wants_a_disk_that_outlives_the_slice(cloud):
 
 
 def test_a_cloud_that_does_not_answer_for_a_while_is_asked_again(cloud):
-    cloud.scenario(describe=["ok", "ok", "down", "ok", "down", "down"])
+    cloud.scenario(workers=1, describe=["ok", "ok", "down", "ok", "down", "down"])
     cloud.trainings(75, 0)
     done = cloud.run("run_until_done")
     assert done.returncode == 0, done.stderr

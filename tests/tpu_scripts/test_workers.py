@@ -94,7 +94,9 @@ def test_a_folder_that_a_worker_lacks_is_named(cloud):
     assert cloud.run("create").returncode == 0
     done = cloud.run("setup")
     assert done.returncode == 1
-    assert "worker 1 of 2 could not be set up (status 2): error: SHARED_DISK=/nowhere/at/all is no folder" in done.stderr
+    assert (
+        "worker 1 of 2 could not be set up (status 2): error: SHARED_DISK=/nowhere/at/all is no folder" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("script", ["setup", "start"])
@@ -113,7 +115,12 @@ def test_a_worker_that_does_not_answer_is_named(cloud, script):
         # The others would wait for it: nothing is left running.
         cloud.scenario(workers=4)
         lines = cloud.run("status").stdout.splitlines()
-        assert lines[1:] == ["worker 0: stopped 137", "worker 1: stopped 137", "worker 2: absent", "worker 3: stopped 137"]
+        assert lines[1:] == [
+            "worker 0: stopped 137",
+            "worker 1: stopped 137",
+            "worker 2: absent",
+            "worker 3: stopped 137",
+        ]
 
 
 def test_several_workers_without_a_shared_disk_are_refused(cloud):
