@@ -36,9 +36,10 @@ run uv pip install --quiet --python "$base/venv/bin/python" --editable "${source
 # --- the folder that all workers share
 install_gcsfuse() {
     command -v gcsfuse >/dev/null && return 0
-    local key=/usr/share/keyrings/cloud.google.asc list=/etc/apt/sources.list.d/gcsfuse.list
+    local codename key=/usr/share/keyrings/cloud.google.asc list=/etc/apt/sources.list.d/gcsfuse.list
+    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
     run sudo curl -fsSL -o "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg
-    run sudo sh -c "echo 'deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main' > $list"
+    run sudo sh -c "echo 'deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$codename main' > $list"
     apt update
     apt install -y gcsfuse
 }
@@ -68,7 +69,8 @@ case $share in
             fi
             # Hosts must see each other's files at once here, too.
             run sudo mount -t nfs -o hard,actimeo=1 "$share" "$mount"
-            run sudo chown "$(id -u):$(id -g)" "$mount"
+            # A new share belongs to root.
+            if [[ ! -w $mount ]]; then run sudo chown "$(id -u):$(id -g)" "$mount"; fi
         fi
         if ! ((dry_run)); then
             { probe=$(mktemp "$mount/.writable-XXXXXXXX") && rm "$probe"; } || { echo "error: $share can be mounted, but not written to" >&2 && exit 2; }

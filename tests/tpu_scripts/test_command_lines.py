@@ -275,3 +275,61 @@ def test_the_fake_refuses_what_gcloud_would_refuse(cloud):
         done = subprocess.run([str(gcloud), *words], env=cloud.environ, text=True, capture_output=True)
         assert done.returncode == 2, words
     assert [json.loads(line) for line in (cloud.folder / "calls.jsonl").read_text().splitlines()]
+
+
+# --- what runs on a worker
+
+
+def test_a_dry_run_of_the_setup_of_a_bare_worker_prints_all_that_it_would_install(tmp_path):
+    """With nothing but the system's own programs: no uv, no gcsfuse."""
+    for name in ("bash", "sed", "dirname", "id", "env", "mountpoint"):
+        found = shutil.which(name)
+        assert found is not None
+        (tmp_path / name).symlink_to(found)
+    words = ["--dry-run", "--python", "3.13", "--share", "gs://bucket/some/where/"]
+    done = subprocess.run(
+        [str(SCRIPTS / "remote_setup.sh"), *words],
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [command[0] for command in printed[:4]] == ["python3", "uv", "uv", "mkdir"]
+    assert printed[1][2:5] == ["--quiet", "--python", "3.13"]
+    mount = next(command for command in printed if command[0] == "gcsfuse")
+    assert mount[-3:-1] == ["--only-dir=some/where", "bucket"]
+    installs = [command[-1] for command in printed if "install" in command and "apt-get" in command]
+    assert installs == ["gcsfuse"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["bash", "sed", "dirname", "id", "env", "mountpoint"]
+    )
+
+
+def test_a_dry_run_of_the_job_starts_nothing(tmp_path):
+    (tmp_path / "src/tpu_scripts").mkdir(parents=True)
+    script = tmp_path / "src/tpu_scripts/remote_job.sh"
+    shutil.copy(SCRIPTS / "remote_job.sh", script)
+    done = subprocess.run([str(script), "--dry-run", "start", "--", "a b"], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert shlex.split(done.stdout)[-4:] == [f"{tmp_path}/venv/bin/python", "-m", "vero_jax.train", "a b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+# --- the page about them
+
+
+def test_the_page_begins_with_ten_lines_and_names_what_there_is():
+    page = (SCRIPTS.parent / "docs/tpu.md").read_text()
+    first = page.split("```bash\n")[1].split("```")[0].splitlines()
+    assert len(first) == 10
+    assert [line.split()[0] for line in first[6:]] == [
+        f"tpu_scripts/{name}.sh" for name in ("create", "setup", "start", "logs")
+    ]
+    for name in re.findall(r"(?:tpu_scripts/)?([a-z_]+\.sh)\b", page):
+        assert (SCRIPTS / name).exists(), name
+    settings = set(re.findall(r"^([A-Z_]+)=", (SCRIPTS / "slice.env.example").read_text(), re.MULTILINE))
+    others = {"VENV", "MAX_REQUEUES", "XLA_FLAGS", "NAME", "RUN", "RESOURCE_EXHAUSTED"}  # of Slurm, XLA and Google
+    for name in re.findall(r"`([A-Z][A-Z_]{3,})(?:=[^`]*)?`", page):
+        assert name in settings | others, name
+    assert "None of this has been run on a real TPU" in page
