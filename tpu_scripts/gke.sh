@@ -85,6 +85,7 @@ spec:
               - action: Count
                 onPodConditions:
                   - type: DisruptionTarget
+                    status: "True" # Job has it as a default, JobSet asks for it
               # 75: a peer was lost; 143: SIGTERM. Both go on from the last checkpoint.
               - action: FailJob
                 onExitCodes:

@@ -170,7 +170,11 @@ finish() {
     exit "$status"
 }
 
-remove() { step delete --yes || failed "$NAME could not be deleted"; }
+remove() {
+    step delete --yes || failed "$NAME could not be deleted"
+    look_at_slice
+    if [[ $STATE == GONE || $STATE == FAILED ]]; then failed "$NAME was deleted, and is still there ($DETAIL)"; fi
+}
 
 # --- the loop
 

@@ -82,7 +82,7 @@ class Cloud:
         """How the first, second, ... start of the run ends; see fake_python.py."""
         (self.folder / "trainings.json").write_text(json.dumps(plan))
 
-    def run(self, script: str, *words: str, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, *words: str, timeout: float = 180, **environ: str) -> subprocess.CompletedProcess[str]:
         """A script with the settings in a file, from an empty folder."""
         return subprocess.run(
             self.command(script, *words),

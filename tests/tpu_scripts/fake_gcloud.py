@@ -8,7 +8,7 @@ $FAKE_CLOUD/
                    "preempt": [3],         after so many looks at the first, second, ... slice on which the run goes on
                    "down": [[1]],          workers of the first, second, ... slice that ssh does not reach
                    "describe": ["down"],   what looks at a node meet first
-                   "delete": ["fails"]}    what deletions meet first
+                   "delete": ["fails"]}    what deletions meet first: fails, or ignored
   calls.jsonl     {"argv": [...]}
   state.json      what there is
   workers/N/      the home of worker N
@@ -227,8 +227,11 @@ def remove(where: str, name: str) -> None:
     with state() as known:
         if known.get("name") != name:
             not_found(where, name)
-        if turn(known, "delete", "ok") == "fails":
+        outcome = turn(known, "delete", "ok")
+        if outcome == "fails":
             error(where, "INTERNAL: the operation failed")
+        if outcome == "ignored":
+            return
         end_processes()
         known.pop("name")
 

@@ -43,7 +43,8 @@ def train(argv: list[str]) -> int:
         signals = []
         signal.signal(signal.SIGTERM, lambda received, frame: signals.append(received))
         print("waiting", flush=True)
-        while not signals:
+        limit = time.monotonic() + 300  # of tests that were killed nothing is left running
+        while not signals and time.monotonic() < limit:
             time.sleep(0.02)
         # A second signal within this time would be one too many.
         time.sleep(float(os.environ.get("TEST_SAVING_S", "0.3")))

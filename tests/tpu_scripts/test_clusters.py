@@ -71,7 +71,10 @@ def test_the_manifest_restarts_what_can_go_on_and_fails_on_mistakes():
     assert pods["backoffLimit"] == 0
     assert pods["template"]["spec"]["restartPolicy"] == "Never"  # a podFailurePolicy asks for it
     disruption, mistake = pods["podFailurePolicy"]["rules"]
-    assert disruption == {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    assert disruption == {
+        "action": "Count",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
     assert mistake == {
         "action": "FailJob",
         "onExitCodes": {"containerName": "train", "operator": "NotIn", "values": [75, 143]},

@@ -10,7 +10,7 @@ import pytest
 from fake_gcloud import end_job
 
 
-def until(condition, seconds: float = 20) -> None:
+def until(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -134,6 +134,16 @@ def test_a_refusal_for_ever_ends_it_at_once(cloud):
     assert len(cloud.calls("queued-resources", "create")) == 1
 
 
+def test_a_slice_that_cannot_be_got_rid_of_is_no_endless_loop(cloud):
+    cloud.settings["MAX_ATTEMPTS"] = "3"
+    cloud.scenario(workers=1, preempt=[1], delete=["ignored"] * 20)
+    cloud.trainings("hang")
+    done = cloud.run("run_until_done")
+    assert done.returncode == 75
+    assert "vero was deleted, and is still there (SUSPENDED)" in done.stderr
+    assert len(cloud.calls("queued-resources", "delete")) <= 4
+
+
 def test_a_request_that_failed_is_deleted_and_made_anew(cloud):
     cloud.scenario(workers=1, create=["failed", "ok"], reason="Insufficient capacity")
     done = cloud.run("run_until_done")
@@ -164,7 +174,7 @@ def test_a_worker_that_stays_silent_after_the_end_of_the_others(cloud):
             until(lambda job=job: (job / "train.pid").exists())
             end_job(job / "pid")
             (job / "status").write_text("75\n")
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 0, said
@@ -189,7 +199,7 @@ def test_stop_is_not_a_reason_to_start_again(cloud):
     try:
         until(lambda: len(cloud.starts(0)) == len(cloud.starts(1)) == 1)
         assert cloud.run("stop").returncode == 0
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 143
@@ -206,7 +216,7 @@ def test_a_run_goes_on_without_the_script_which_finds_it_again(cloud):
     try:
         until(lambda: len(cloud.starts(0)) == len(cloud.starts(1)) == 1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -218,7 +228,7 @@ def test_a_run_goes_on_without_the_script_which_finds_it_again(cloud):
     try:
         until(lambda: len(cloud.calls("tpu-vm", "describe")) > 12)
         cloud.run("stop")
-        _, said = again.communicate(timeout=60)
+        _, said = again.communicate(timeout=180)
     finally:
         again.kill()
     assert "a run is going on already on vero" in said

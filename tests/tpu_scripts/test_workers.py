@@ -13,7 +13,7 @@ def worker(cloud, number: int) -> Path:
     return cloud.folder / "workers" / str(number)
 
 
-def until(condition, seconds: float = 20) -> None:
+def until(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
