@@ -58,12 +58,12 @@ def tokens(rows, length, dtype="float32", seed=1):
     )
 
 
-def outputs_and_gradients(graph, params, x, weight, mesh=None):
+def outputs_and_gradients(graph, params, x, weight, mesh=None, real=None):
     """What the layer makes of x, and the gradients of parameters and x."""
 
     def total(params, x):
         with on_mesh(mesh):
-            y = nnx.merge(graph, params)(x)
+            y = nnx.merge(graph, params)(x, real)
         return (y.astype(jnp.float32) * weight).sum(), y
 
     def both(params, x):
@@ -166,6 +166,19 @@ def test_bfloat16_is_as_far_from_float32_as_on_one_device(sizes):
         assert ours.dtype == one.dtype
         far, near = (np.linalg.norm(np.asarray(y, np.float32) - truth) for y in (ours, one))
         assert far < 1.1 * near + 1e-6
+
+
+@pytest.mark.parametrize("sizes", MESHES[1:3], ids=named)
+def test_tokens_of_padding_are_left_out_and_the_others_are_the_same(sizes, chunks):
+    graph, params = layer()
+    x, weight = tokens(8, 5)
+    real = jnp.asarray(np.random.default_rng(3).uniform(size=(8, 5)) < 0.6).at[2].set(False)
+    weight = weight * real[..., None]
+    want, gradients = outputs_and_gradients(graph, params, x, weight)
+    mesh = make_mesh(MeshConfig(**sizes))
+    got = outputs_and_gradients(graph, params, x, weight, mesh, real)
+    assert not np.asarray(got[0])[~np.asarray(real)].any()
+    assert_close(got, (want * real[..., None], gradients))
 
 
 def compiled(sizes, *, remat):

@@ -63,6 +63,36 @@ def test_a_loop_that_the_data_end_is_counted_once_and_said(mesh):
 
 
 @pytest.mark.parametrize(
+    ("bound", "turns", "unknown"),
+    [("s32[]{:T(128)} constant(11)", 11, False), ("s32[]{:T(128)} get-tuple-element(%c), index=1", 1, True)],
+)
+def test_a_tpus_loop_turns_as_often_as_its_condition_says(bound, turns, unknown):
+    text = f"""HloModule m
+
+%all-reduce-scatter (x: f32[64]) -> f32[16] {{
+  %x = f32[64]{{0}} parameter(0)
+  %sum = f32[64]{{0}} all-reduce(%x), replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+}}
+
+%body (b: (s32[], s32[])) -> (s32[], s32[]) {{
+  %a = f32[16]{{0}} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+}}
+
+%condition (c: (s32[], s32[])) -> pred[] {{
+  %counter = s32[]{{:T(128)}} get-tuple-element(%c), index=0
+  %bound.1 = {bound}
+  ROOT %lt.3 = pred[]{{:T(512)}} compare(%counter, %bound.1), direction=LT, metadata={{op_name="lt"}}
+}}
+
+ENTRY %main (p: (s32[], s32[])) -> (s32[], s32[]) {{
+  ROOT %w = (s32[], s32[]) while(%p), condition=%condition, body=%body
+}}
+"""
+    traffic = collective_traffic(text)
+    assert traffic.bytes == turns * 64 * 4 * 3 / 4 and traffic.unknown_loops == unknown
+
+
+@pytest.mark.parametrize(
     ("line", "wanted"),
     [
         # As TPUs write them: started and waited for, with the operand beside the result.

@@ -169,7 +169,7 @@ def model_forward(
             return shared_prefix_attention(q, k, v, tokens.groups, tokens.branches, attention_block), None
 
         x = model.embed(tokens.token_ids, features, image_index)
-        hidden, _ = model.decode(x, tokens.positions, attend, None, features, image_index)
+        hidden, _ = model.decode(x, tokens.positions, attend, None, features, image_index, tokens.groups > 0)
         predicting = jax.vmap(lambda h, index: h[index])(hidden, rows.sources)
         logprobs, entropy = token_logprobs(
             predicting.reshape(-1, predicting.shape[-1]),

@@ -59,7 +59,7 @@ def experts_on_mesh(
     device has is known only when the program runs, so they can't be kept.
 
     Args:
-      weights, chosen: of each token's experts, which are all different.
+      weights, chosen: of each token's experts, which are all different; E in place of an expert is none.
       experts: in any type; rounded to that of x before they travel.
       mesh: rows are split over its row axes if these divide them, and the experts' maps as `parallel.sharding` says.
     """

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vero_jax.models.config import TextConfig
 from vero_jax.models.layers import GatedMLP, Linear, ParamFactory, Remat, RMSNorm, scan_layers
@@ -87,10 +87,13 @@ class DecoderLayer(nnx.Module):
         sin: Float[Array, "B T C"],
         attend: Attend,
         cache: Any,
+        real: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         added, kept = self.attn(self.attn_norm(x), cos, sin, attend, cache)
         x = split_tokens(x + added)
-        mlp: Any = self.mlp if self.moe is None else self.moe
+        if self.moe is not None:
+            return x + self.moe(self.mlp_norm(x), real), kept
+        mlp: Any = self.mlp
         return x + mlp(self.mlp_norm(x)), kept
 
 
@@ -169,6 +172,7 @@ class LanguageModel(nnx.Module):
         deepstack: Float[Array, "S B M D"] | None = None,
         image_index: Int[Array, "B T"] | None = None,
         *,
+        real: Bool[Array, "B T"] | None = None,
         remat: Remat = "products",
     ) -> tuple[Float[Array, "B T D"], Any]:
         """All layers and the final norm.
@@ -177,6 +181,7 @@ class LanguageModel(nnx.Module):
             x: embedded tokens.
             cache: a pytree whose leaves have a leading layer axis, sliced for `attend`; or None.
             deepstack, image_index: visual features to add behind the first layers, and where; None for text.
+            real: tokens whose hidden states somebody reads; experts may leave out the others. None: all.
 
         Returns:
             hidden states after the final norm, and what `attend` returned, stacked over the layers.
@@ -193,7 +198,7 @@ class LanguageModel(nnx.Module):
 
         def step(layer: DecoderLayer, x: Array, inputs: tuple[Array, Any]) -> tuple[Array, Any]:
             number, cache_slice = inputs
-            x, kept = layer(x, cos, sin, attend, cache_slice)
+            x, kept = layer(x, cos, sin, attend, cache_slice, real)
             if deepstack is not None and image_index is not None and len(deepstack):
                 # A branch rather than a second scan over the other layers: two scans would need two slices of the
                 # stacked parameters, which XLA copies.

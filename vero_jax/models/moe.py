@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from vero_jax.models.config import TextConfig
 from vero_jax.models.expert_parallel import INWARDS, OUTWARDS, experts_on_mesh
@@ -36,7 +36,8 @@ class SparseMLP(nnx.Module):
         self.down = make.normal((count, ffn, width), OUTWARDS, gain * ffn**-0.5)
         self.experts_per_token = config.experts_per_token
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], real: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+        """What the experts make of x. On several devices, tokens that are not `real` are left out and get zeros."""
         tokens = x.reshape(-1, x.shape[-1])
         # Accumulated and kept in float32: a rounded logit flips experts whose probabilities are close.
         kernel = self.router.kernel[...].astype(x.dtype)
@@ -47,7 +48,11 @@ class SparseMLP(nnx.Module):
         if not (mesh.empty or mesh.size == 1 or mesh.manual_axes):
             by_row = (*x.shape[:2], self.experts_per_token)
             experts = self.gate[...], self.up[...], self.down[...]
-            return experts_on_mesh(x, weights.reshape(by_row), chosen.reshape(by_row), experts, mesh)
+            weights, chosen = weights.reshape(by_row), chosen.reshape(by_row)
+            if real is not None:
+                # All tokens of padding are alike and would go to the same experts, whose devices would be late.
+                chosen = jnp.where(real[..., None], chosen, len(experts[0]))
+            return experts_on_mesh(x, weights, chosen, experts, mesh)
         # Tokens sorted by expert make one matrix product per expert, of as many rows as it has tokens.
         order = jnp.argsort(chosen.reshape(-1), stable=True)
         sizes = jnp.bincount(chosen.reshape(-1), length=self.gate[...].shape[0]).astype(jnp.int32)

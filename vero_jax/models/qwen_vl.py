@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vero_jax.models.config import ModelConfig
 from vero_jax.models.inputs import VisionInputs
@@ -61,6 +61,7 @@ class QwenVL(nnx.Module):
         cache: Any = None,
         features: ImageFeatures | None = None,
         image_index: Int[Array, "B T"] | None = None,
+        real: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The language model on embedded tokens.
 
@@ -69,12 +70,13 @@ class QwenVL(nnx.Module):
             attend: the only place that knows about masks and caches; see `language.Attend`.
             cache: pytree with a leading layer axis on every leaf, or None.
             features, image_index: as in `embed`; needed wherever x holds visual tokens.
+            real: tokens whose hidden states somebody reads, others being padding; None: all.
 
         Returns:
             hidden states after the final norm, and `attend`'s second outputs stacked over the layers.
         """
         deepstack = None if features is None else features.deepstack
-        return self.language(x, positions, attend, cache, deepstack, image_index, remat=self.remat)
+        return self.language(x, positions, attend, cache, deepstack, image_index, real=real, remat=self.remat)
 
     def head_weight(self) -> Float[Array, "V D"]:
         """The output head, in the parameters' own type: the token embeddings themselves when the two are tied."""

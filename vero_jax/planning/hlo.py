@@ -50,8 +50,12 @@ def collective_traffic(text: str) -> Traffic:
             if size:
                 totals[kind] += size * times
                 unknown = unknown or open_loop
+            if kind == "while" and trips is None:
+                trips = next(filter(None, (_bound(computations.get(other, [])) for other in called)), None)
             for other in called:
-                visit(other, times * (trips or 1), open_loop or (kind == "while" and trips is None))
+                # TPUs fuse a sum over devices with the choice of each one's part: one round of the ring.
+                share = 0.5 if other.startswith("all-reduce-scatter") else 1.0
+                visit(other, times * share * (trips or 1), open_loop or (kind == "while" and trips is None))
 
     visit(entry, 1.0, False)
     return Traffic(dict(totals), unknown)
@@ -90,6 +94,16 @@ def _operations(lines: list[str]) -> Iterator[tuple[str, float, list[str], int |
             size = _received(kind, shape, rest, started=name.endswith("-start"))
             called = []  # the sum of a reduction
         yield kind, size, called, int(trips[1]) if trips else None
+
+
+def _bound(lines: list[str]) -> int | None:
+    """Turns of a loop from its condition, if that is "the counter is less than a constant": so TPU programs write the
+    loop of a scan, which counts from 0 by 1."""
+    for line in lines:
+        if compared := re.match(r"^\s*ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", line):
+            constant = re.compile(rf"^\s*%?{re.escape(compared[1])} = s32\[\]\S* constant\((\d+)\)")
+            return next((int(found[1]) for found in map(constant.match, lines) if found), None)
+    return None
 
 
 def _received(kind: str, shape: str, rest: str, *, started: bool) -> float:

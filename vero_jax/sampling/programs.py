@@ -94,7 +94,8 @@ class Programs:
             out = shared_prefix_attention(q, k, v, tokens.groups, tokens.branches, self.attention_block)
             return out, (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
-        hidden, (k, v) = model.decode(x, tokens.positions, attend, None, features, image_index)
+        real = tokens.groups > 0
+        hidden, (k, v) = model.decode(x, tokens.positions, attend, None, features, image_index, real)
         final = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return Reading(k, v, final)
 
@@ -138,7 +139,8 @@ class Programs:
             ]
             return chunk_attention(q, so_far[0], so_far[1], offset, min(self.attention_block, t)), (k, v)
 
-        hidden, (k, v) = model.decode(x, tokens.positions, attend, (reading.k, reading.v), features, image_index)
+        cache, real = (reading.k, reading.v), tokens.groups > 0
+        hidden, (k, v) = model.decode(x, tokens.positions, attend, cache, features, image_index, real)
         place = lengths - 1 - offset
         here = jnp.take_along_axis(hidden, jnp.clip(place, 0, t - 1)[:, None, None], axis=1)[:, 0]
         return Reading(
@@ -231,7 +233,8 @@ class Programs:
 
             # Shards are the batch and lanes the sequence: no lane sees another, `attend` makes sure of that.
             with on_mesh(self.mesh):
-                hidden, (k, v) = model.decode(model.embed(lanes.last), positions, attend_layer, cache)
+                x, real = model.embed(lanes.last), ~lanes.done & (lanes.count > 0)
+                hidden, (k, v) = model.decode(x, positions, attend_layer, cache, real=real)
             hidden = jnp.where((lanes.count == 0)[..., None], final, hidden)
             drawn = self._choose(head, hidden, plan, lanes, banned, sizes)
             live = ~lanes.done
