@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from fake_gcloud import FLAGS, WIDE
 
+pytest_plugins = ["fake_cloud"]
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "tpu_scripts"
 EVERY = sorted(path.stem for path in SCRIPTS.glob("*.sh") if path.name != "lib.sh")
 SLICE = ["create", "setup", "start", "status", "logs", "fetch", "stop", "delete", "run_until_done"]

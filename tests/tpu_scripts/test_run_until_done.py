@@ -9,6 +9,8 @@ import time
 import pytest
 from fake_gcloud import end_job
 
+pytest_plugins = ["fake_cloud"]
+
 
 def until(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds

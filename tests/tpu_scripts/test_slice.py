@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest_plugins = ["fake_cloud"]
+
 
 def test_a_queued_request_is_waited_for_until_the_slice_is_ready(cloud):
     cloud.settings |= {"SPOT": "1", "LABELS": "team=vision", "VALID_UNTIL": "6h", "SERVICE_ACCOUNT": "a@b.iam"}

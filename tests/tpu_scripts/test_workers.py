@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["fake_cloud"]
+
 
 def worker(cloud, number: int) -> Path:
     return cloud.folder / "workers" / str(number)

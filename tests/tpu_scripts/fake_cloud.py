@@ -1,4 +1,5 @@
-"""`cloud`: the scripts with a fake gcloud first on the PATH, and a folder that stands for Google's cloud."""
+"""A plugin of pytest with the fixture `cloud`: the scripts with a fake gcloud first on the PATH, and a folder that
+stands for Google's cloud."""
 
 from __future__ import annotations
 
