@@ -2,18 +2,19 @@
 # remote_setup.sh: runs on a worker, where setup.sh puts it. Makes the Python environment, installs vero_jax from the
 # source that came with this file, and mounts the shared folder. Running it again does what is missing.
 #
-#   remote_setup.sh [--python 3.12] [--share gs://bucket/folder | host:/share | /folder] [--dry-run]
+#   remote_setup.sh [--python 3.12] [--share gs://bucket/folder | host:/share | /folder] [--install-gcsfuse COMMAND]
+#       [--dry-run]
 
 set -euo pipefail
 
-python=3.12 share='' dry_run=0
+python=3.12 share='' gcsfuse='' dry_run=0
 while (($#)); do
     case $1 in
         --help) sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0" && exit 0 ;;
         --dry-run) dry_run=1 && shift ;;
-        --python | --share)
+        --python | --share | --install-gcsfuse)
             (($# > 1)) || { echo "error: $1 needs a value" >&2 && exit 2; }
-            if [[ $1 == --python ]]; then python=$2; else share=$2; fi
+            case $1 in --python) python=$2 ;; --share) share=$2 ;; *) gcsfuse=$2 ;; esac
             shift 2
             ;;
         *) echo "error: remote_setup.sh has no option $1; see --help" >&2 && exit 2 ;;
@@ -31,17 +32,20 @@ export PATH="$HOME/.local/bin:$PATH"
 # --- Python: the images of TPU VMs have 3.10, vero_jax needs 3.11. uv brings its own where the system has none.
 if ! command -v uv >/dev/null; then run python3 -m pip install --quiet --user uv; fi
 if [[ ! -x $base/venv/bin/python ]]; then run uv venv --quiet --python "$python" "$base/venv"; fi
-run uv pip install --quiet --python "$base/venv/bin/python" --editable "${source}[tpu]" --constraint "$source/constraints.txt"
+run uv pip install --quiet --python "$base/venv/bin/python" --editable "${source}[tpu,gcs]" --constraint "$source/constraints.txt"
 
 # --- the folder that all workers share
 install_gcsfuse() {
     command -v gcsfuse >/dev/null && return 0
-    local codename key=/usr/share/keyrings/cloud.google.asc list=/etc/apt/sources.list.d/gcsfuse.list
-    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    run sudo curl -fsSL -o "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg
-    run sudo sh -c "echo 'deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$codename main' > $list"
+    if [[ -n $gcsfuse ]]; then
+        run bash -c "$gcsfuse"
+        return
+    fi
     apt update
-    apt install -y gcsfuse
+    if ! apt install -y gcsfuse; then
+        echo "error: this image has no gcsfuse and its package sources have none; set INSTALL_GCSFUSE to a command that installs it" >&2
+        exit 2
+    fi
 }
 
 case $share in

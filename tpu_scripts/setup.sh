@@ -47,7 +47,7 @@ fi
 unpack="mkdir -p $REMOTE && rm -rf $REMOTE/src.new && mkdir $REMOTE/src.new"
 unpack+=" && tar -xzf vero_jax_source.tgz -C $REMOTE/src.new && rm vero_jax_source.tgz && rm -rf $REMOTE/src && mv $REMOTE/src.new $REMOTE/src"
 if [[ -n $JOB_ENV_FILE ]]; then unpack+=" && chmod 600 vero_job.env && mv vero_job.env $REMOTE/job.env"; fi
-install="bash $REMOTE/src/tpu_scripts/remote_setup.sh $(remote --python "$PYTHON_VERSION" ${SHARED_DISK:+--share "$SHARED_DISK"})"
+install="bash $REMOTE/src/tpu_scripts/remote_setup.sh $(remote --python "$PYTHON_VERSION" ${SHARED_DISK:+--share "$SHARED_DISK"} ${INSTALL_GCSFUSE:+--install-gcsfuse "$INSTALL_GCSFUSE"})"
 
 set_up() {
     scp_worker "$1" "${things[@]}" "$NAME:" && ssh_worker "$1" "$unpack && $install"

@@ -15,7 +15,7 @@ import yaml
 SCRIPTS = Path(__file__).resolve().parents[2] / "tpu_scripts"
 GKE = [
     "--image",
-    "us-docker.pkg.dev/my-project/vero/vero_jax:1",
+    "my-registry/vero_jax:1",
     "--accelerator",
     "tpu-v5p-slice",
     "--topology",
