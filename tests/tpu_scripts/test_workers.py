@@ -39,7 +39,7 @@ def test_setup_brings_the_source_and_installs_it_on_every_worker(cloud):
         assert (source / "tpu_scripts/remote_job.sh").stat().st_mode & 0o100
         installed = (cloud.folder / f"installed-{number}").read_text().splitlines()
         assert installed[0].startswith("uv venv --quiet --python 3.12 ")
-        assert re.search(r"--editable \S+/vero/src\[tpu\] --constraint \S+/vero/src/constraints.txt$", installed[1])
+        assert re.search(r"--editable \S+/vero/src\[tpu,gcs\] --constraint \S+/vero/src/constraints.txt$", installed[1])
         assert installed[2].split()[1:5] == [
             "--implicit-dirs",
             "--metadata-cache-ttl-secs=0",
