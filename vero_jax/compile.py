@@ -81,12 +81,19 @@ def report(found: Any, largest: dict[str, Any] | None = None) -> list[str]:
     else:
         verdict = "fits" if found.fits else "does not fit"
         lines.append(f"{verdict}: peak {gib(found.peak)} of {gib(found.memory)} GiB (compiled, not run)")
+        about = {name: size for name, size in found.estimate.items() if size is not None}
+        if about and largest is None:
+            sizes = ", ".join(f"{_KEYS[name]}={size}" for name, size in about.items())
+            lines.append(f"about the most that fits, by proportion: {sizes} (--search compiles them)")
     if largest is not None:
         lines.append(
             f"the most that fits: actor.row_length={largest['row_length']}, "
             f"rollout.concurrent_responses={largest['concurrent_responses']}"
         )
     return lines
+
+
+_KEYS = {"row_length": "actor.row_length", "concurrent_responses": "rollout.concurrent_responses"}
 
 
 def _search(config: Config, target: Machine) -> dict[str, Any]:

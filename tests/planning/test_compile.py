@@ -200,6 +200,20 @@ def test_the_verdict_is_that_of_the_worst_program():
     assert "does not fit: peak" in "\n".join(report(plan_of(dataclasses.replace(large, peak=99.0))))
 
 
+def test_the_largest_that_fits_is_estimated_by_proportion():
+    update = Measured("update, 1 row", "learning", 10, 1, 1, 30.0, 50.0, 1, 1, 0, False, None, 0.1)
+    decode = Measured("decode, 8 answers", "sampling", 10, 1, 1, 4.0, 60.0, 1, 1, 0, False, None, 0.1)
+    held = {"weights": 10.0, "keys of answers": 16.0}
+    plan = Plan("a machine", "a policy", 1, {"data": 1}, 100.0, held, 1000, 8, [update, decode])
+    # 97 usable; 20 lie beside the update's 30, and 40 beside the 20 of decoding.
+    assert plan.estimate == {"row_length": int(1000 * 77 / 30), "concurrent_responses": int(8 * 57 / 20)}
+    lines = "\n".join(report(plan))
+    assert "actor.row_length=2566, rollout.concurrent_responses=22" in lines
+    unknown = dataclasses.replace(plan, memory=None)
+    assert unknown.estimate == {"row_length": None, "concurrent_responses": None}
+    assert dataclasses.replace(plan, programs=[decode]).estimate["row_length"] is None
+
+
 @pytest.mark.parametrize("limit", [3, 8, 9, 13, 20, 31, 64, 200])
 def test_the_search_finds_the_largest_to_an_eighth(limit):
     tried = []

@@ -94,8 +94,26 @@ class Plan:
             return False
         return None if self.memory is None else self.peak <= self.memory * (1 - RESERVED)
 
+    @property
+    def estimate(self) -> dict[str, int | None]:
+        """About the largest rows and the most answers side by side that fit, by proportion: what a program adds to what is
+        held grows with its tokens. None where the memory or the program is not known; `compile --search` compiles them.
+        """
+        return {
+            "row_length": self._scaled("update", self.row_length, ()),
+            "concurrent_responses": self._scaled("decode", self.concurrent_responses, ("keys of answers",)),
+        }
+
+    def _scaled(self, name: str, size: int, grow: tuple[str, ...]) -> int | None:
+        program = next((one for one in self.programs if one.name.startswith(name) and not one.error), None)
+        if program is None or self.memory is None:
+            return None
+        growing = program.temporary + sum(self.held[one] for one in grow)
+        room = self.memory * (1 - RESERVED) - (program.peak - growing)
+        return max(int(size * room / growing), 0) if growing else None
+
     def to_json(self) -> dict[str, Any]:
-        return {"fits": self.fits, "peak": self.peak, **dataclasses.asdict(self)}
+        return {"fits": self.fits, "peak": self.peak, "estimate": self.estimate, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
