@@ -96,8 +96,8 @@ class Plan:
 
     @property
     def estimate(self) -> dict[str, int | None]:
-        """About the largest rows and the most answers side by side that fit, by proportion: what a program adds to what is
-        held grows with its tokens. None where the memory or the program is not known; `compile --search` compiles them.
+        """About the largest rows and the most answers side by side that fit, by proportion: what a program adds to what
+        is held grows with its tokens. None where memory or program are not known; `compile --search` compiles them.
         """
         return {
             "row_length": self._scaled("update", self.row_length, ()),
