@@ -202,6 +202,66 @@ def test_other_settings_are_refused(tmp_path):
         checkpoints.restore_latest(abstract_like(make_state()), fingerprint="g")
 
 
+def test_settings_that_differ_from_those_inside_are_named(tmp_path):
+    state, config = make_state(), {"optim": {"lr": 1e-6}, "trainer": {"steps": 10}, "seed": 0}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, meta(1, config=config))
+        other = {"optim": {"lr": 2e-6}, "trainer": {"steps": 20}, "seed": 0}
+        with pytest.raises(UserError, match=r"optim.lr \(was 1e-06, now 2e-06\)\. Set them back"):
+            checkpoints.restore_latest(abstract_like(state), "another", other)
+        found, there = checkpoints.restore_latest(abstract_like(state), "f", other)
+        assert there.config == config
+        assert_same(found, state)
+
+
+def test_the_best_are_kept_beside_the_last_and_known_after_a_restart(tmp_path):
+    state = {"w": jnp.ones(3)}
+
+    def save(checkpoints: Checkpoints, step: int, score: float | None) -> list[int]:
+        if score is not None:
+            checkpoints.note_score(step, score)
+        checkpoints.save(step, state, meta(step))
+        checkpoints.wait()
+        return checkpoints.steps
+
+    with Checkpoints(tmp_path, keep=2, keep_best=1) as checkpoints:
+        for step, score in enumerate([0.1, 0.7, 0.3, None, 0.7], start=1):
+            kept = save(checkpoints, step, score)
+    assert kept == [2, 4, 5]  # of two equal ones the older
+    with Checkpoints(tmp_path, keep=2, keep_best=1) as checkpoints:
+        assert checkpoints.scores == {1: 0.1, 2: 0.7, 3: 0.3, 5: 0.7}
+        assert save(checkpoints, 6, 0.9) == [5, 6]
+        assert save(checkpoints, 7, None) == [6, 7]
+        assert save(checkpoints, 8, 0.2) == [6, 7, 8]
+    (tmp_path / "scores.json").write_text("{half")
+    with pytest.warns(UserWarning, match=r"scores.json cannot be read"), Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.scores == {}
+
+
+def test_one_checkpoint_by_its_number(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"w": jnp.full(3, step)}, meta(step))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        state, found = checkpoints.restore(1, abstract_like({"w": jnp.zeros(3, jnp.int32)}))
+        assert state["w"].tolist() == [1, 1, 1] and found.step == 1
+        with pytest.raises(UserError, match=r"no checkpoint .*/7; there are 1, 2"):
+            checkpoints.restore(7, abstract_like({"w": jnp.zeros(3, jnp.int32)}))
+        with pytest.raises(UserError, match="does not fit this model"):
+            checkpoints.restore(1, abstract_like({"w": jnp.zeros(4, jnp.int32)}))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_save_that_cannot_fit_is_not_begun(tmp_path, monkeypatch):
+    state = {"w": jnp.ones((1000, 1000))}
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 3_000_000))
+        with pytest.raises(UserError, match=r"disk is full \(0\.00 GB are free, and a checkpoint takes 0\.00\)"):
+            checkpoints.save(1, state, meta(1))
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith("1")]
+
+
 def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
 
@@ -267,36 +327,36 @@ state = {"w": put(w, "fsdp", None), "b": put(w[0].astype(jnp.bfloat16), None)}
 """
 
 
-def test_restores_onto_another_number_of_devices(tmp_path):
+@pytest.mark.parametrize(("devices", "rows"), [(2, 1), (16, 4)])
+def test_saved_on_eight_devices_restored_on_others(tmp_path, devices, rows):
     save = run_script(
         SAVE_SHARDED
         + """
-assert len(jax.devices()) == 4
+assert len(jax.devices()) == 8
 with Checkpoints(Path(sys.argv[1])) as checkpoints:
     checkpoints.save(1, state, CheckpointMeta(1, "reinforcement", 1, 0, 1, 0, "f"))
 """,
         tmp_path,
-        1,
-        devices=4,
+        2,
+        devices=8,
     )
     assert save.wait(120) == 0
     restore = run_script(
         SAVE_SHARDED
         + """
-assert len(jax.devices()) == 8
 state = {"w": put(w * 0, None, "fsdp"), "b": put(w[0].astype(jnp.bfloat16) * 0, "data")}
 with Checkpoints(Path(sys.argv[1])) as checkpoints:
     restored, meta = checkpoints.restore_latest(abstract_like(state))
 np.testing.assert_array_equal(np.asarray(restored["w"]), w)
 np.testing.assert_array_equal(np.asarray(restored["b"]), w[0].astype(jnp.bfloat16))
 assert restored["w"].sharding == state["w"].sharding and restored["b"].sharding == state["b"].sharding
-print("same")
+print("same on", len(jax.devices()))
 """,
         tmp_path,
-        2,
-        devices=8,
+        rows,
+        devices=devices,
     )
-    assert restore.communicate(timeout=120)[0].strip() == "same"
+    assert restore.communicate(timeout=120)[0].strip() == f"same on {devices}"
 
 
 KILLED = """

@@ -70,7 +70,7 @@ def open_image(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ImageError("image too large", str(error)) from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # each a way in which a plugin rejects a file
+    except Exception as error:  # plugins reject a file by whatever comes: also struct.error, KeyError, RuntimeError
         # The message of an unknown format only names a Python object.
         why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ImageError("image not readable", f"{len(data)} bytes that no image format accepts{why}") from error
@@ -102,7 +102,7 @@ def to_rgb(image: Image.Image, background: Background = "white") -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+    except Exception as error:  # see `open_image`
         raise ImageError("image not readable", f"{image.width}x{image.height} {image.mode}: {error}") from error
 
 

@@ -64,11 +64,13 @@ class _Draw(Generic[T]):
         domain, row = self.order.draw(int(sample))
         problems: list[tuple[str, str]] = []
         for at in itertools.chain([row], itertools.islice(self.order.others(int(sample)), MAX_REPLACEMENTS)):
-            example = self.source[at]
+            name = f"row {at}"
             try:
+                example = self.source[at]
+                name = example.id
                 value = example if self.transform is None else self.transform(example)
             except _BAD_ROW as error:
-                problems.append((example.id, error.reason))
+                problems.append((name, error.reason))
                 continue
             return _Drawn(value, tuple(problems))  # type: ignore[arg-type]  # T is Example where transform is None
         raise UserError(
@@ -201,11 +203,13 @@ class _Look(Generic[T]):
     transform: Callable[[Example], T] | None
 
     def __call__(self, row: int) -> _Drawn[T]:
-        example = self.source[int(row)]
+        name = f"row {row}"
         try:
+            example = self.source[int(row)]
+            name = example.id
             return _Drawn(example if self.transform is None else self.transform(example))  # type: ignore[arg-type]
         except _BAD_ROW as error:
-            return _Drawn(None, ((example.id, error.reason),))
+            return _Drawn(None, ((name, error.reason),))
 
 
 def validation_batches(

@@ -258,7 +258,10 @@ def file_sha256(path: Path) -> str:
 
 
 class ExampleSource(Sequence[Example]):
-    """Random access to the prepared rows of one split. Files are opened when first read; can be pickled for workers."""
+    """Random access to the prepared rows of one split. Files are opened when first read; can be pickled for workers.
+
+    A row whose record is damaged raises `schema.RowError`.
+    """
 
     def __init__(self, parts: tuple[tuple[str, int], ...], split: str):
         self._parts = tuple((folder, count) for folder, count in parts if count)
@@ -281,7 +284,12 @@ class ExampleSource(Sequence[Example]):
                 if part not in self._open:
                     self._open[part] = _open_split(Path(self._parts[part][0]), self._split)
                 reader = self._open[part]
-        return schema.from_features(reader[place - (self._ends[part - 1] if part else 0)])
+        try:
+            features = reader[place - (self._ends[part - 1] if part else 0)]
+        except Exception as error:  # whatever TFDS and array_record raise for a record that is damaged
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            raise schema.RowError("record not readable", f"row {place} of {self._parts[part][0]}: {reason}") from error
+        return schema.from_features(features)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

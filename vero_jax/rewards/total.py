@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from vero_jax.config import RewardConfig
 from vero_jax.rewards.settings import RuleScore
 from vero_jax.types import Score
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def overlong_term(length: int, config: RewardConfig, max_response_length: int) -> float:
@@ -26,8 +30,13 @@ def overlong_term(length: int, config: RewardConfig, max_response_length: int) -
 
 
 def total_score(rule: RuleScore, length: int, config: RewardConfig, max_response_length: int) -> Score:
-    """The reward of a response of `length` tokens; accuracy and format stay free of the overlong term."""
+    """The reward of a response of `length` tokens; accuracy and format stay free of the overlong term.
+
+    A score that float32 cannot hold is none: as infinity it would spoil the advantages of its whole group.
+    """
     overlong = overlong_term(length, config, max_response_length)
+    if not abs(rule.score + overlong) <= FLOAT32_MAX:
+        return missing_score("score beyond float32")
     return Score(rule.score + overlong, rule.accuracy, rule.format, overlong, extras=rule.extras)
 
 
