@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--params", type=Path, help="weights of a folder instead of a checkpoint")
     parser.add_argument("--json", action="store_true", help="print JSON; what goes on is said on standard error")
     args = parser.parse_intermixed_args(argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every option of a reader that writes nothing
     batch = read_batch(args.file)
     run = RunDir((args.run or batch.run).absolute())
     with tempfile.TemporaryDirectory() as folder:
@@ -113,9 +115,12 @@ def report(batch: KeptBatch, found: Sequence[Diagnosis], weights: str) -> list[s
         size = sum(len(group.responses) for group in batch.batches[number])
         questions = len(batch.batches[number])
         lines += ["", f"mini-batch {number}: {questions} questions, {size} responses, loss {one.loss:.6g}"]
-        lines += [f"  {finding}" for finding in one.findings[:20]]
-        if len(one.findings) > 20:
-            lines.append(f"  and {len(one.findings) - 20} more")
+        # Once one gradient is bad most are: the first few say enough.
+        causes = [finding for finding in one.findings if not finding.follows]
+        shown = [*causes[:20], *[finding for finding in one.findings if finding.follows][:4]]
+        lines += [f"  {finding}" for finding in shown]
+        if len(one.findings) > len(shown):
+            lines.append(f"  and {len(one.findings) - len(shown)} more")
         if one.culprits:
             lines.append(f"  by themselves not finite: {'; '.join(one.culprits[:10])}")
         elif one.culprits is not None:

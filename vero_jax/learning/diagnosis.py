@@ -34,6 +34,11 @@ class Finding:
     count: int
     of: int
 
+    @property
+    def follows(self) -> bool:
+        """Whether it may be only what something before it led to."""
+        return self.where == "gradient"
+
     def __str__(self) -> str:
         return f"{self.where:18} {self.name:60} {self.count} of {self.of} not finite"
 

@@ -159,10 +159,7 @@ def plan(config: Config, machine: Machine, say: Callable[[str], None], only: str
       only: compiles the programs whose name begins so, such as "update".
       say: is told what is being compiled.
     """
-    mesh = make_mesh(config.mesh, machine.devices)
-    model_def = model_def_of(config, model_of(config))
-    held, steps = _steps(config, model_def, mesh)
-    sizes = {phase: {name: _bytes(tree) for name, tree in trees.items()} for phase, trees in held.items()}
+    mesh, model_def, sizes, steps = _sized(config, machine)
     measured = []
     for step in steps:
         if step.name.startswith(only):
@@ -181,6 +178,20 @@ def plan(config: Config, machine: Machine, say: Callable[[str], None], only: str
         config.rollout.concurrent_responses,
         measured,
     )
+
+
+def held_bytes(config: Config, machine: Machine) -> tuple[dict[str, float], list[str]]:
+    """What lives through a phase, by name in bytes per device, and the names of all programs; nothing is compiled."""
+    _, _, sizes, steps = _sized(config, machine)
+    return sizes["sampling"] | sizes["learning"], [step.name for step in steps]
+
+
+def _sized(config: Config, machine: Machine) -> tuple[Mesh, ModelDef, dict[str, dict[str, float]], list[_Step]]:
+    mesh = make_mesh(config.mesh, machine.devices)
+    model_def = model_def_of(config, model_of(config))
+    held, steps = _steps(config, model_def, mesh)
+    sizes = {phase: {name: _bytes(tree) for name, tree in trees.items()} for phase, trees in held.items()}
+    return mesh, model_def, sizes, steps
 
 
 def _steps(config: Config, model_def: ModelDef, mesh: Mesh) -> tuple[dict[str, dict[str, Any]], list[_Step]]:
