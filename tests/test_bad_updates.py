@@ -15,7 +15,7 @@ import pytest
 
 from tests.learning.policies import make_group, random_groups
 from tests.learning.test_update import one_device, small, table_learner
-from tests.test_train import REPO, TINY, environment, metrics
+from tests.test_train import REPO, TINY, metrics, quick_environment
 from vero_jax import replay
 from vero_jax.bad_updates import BadUpdates
 from vero_jax.config import Config, OptimConfig
@@ -188,14 +188,14 @@ def run_bad(run: Path, cache: Path, bad: str, *settings: str) -> subprocess.Comp
     script = ["-m", "vero_jax.train"] if not bad else [str(REPO / "tests" / "bad_run.py")]
     path = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *script, *words], env=environment() | {"BAD": bad, "PYTHONPATH": path}, text=True,
+        [sys.executable, *script, *words], env=quick_environment() | {"BAD": bad, "PYTHONPATH": path}, text=True,
         capture_output=True, timeout=800,
     )  # fmt: skip
 
 
 def replayed(file: Path, *words: str) -> tuple[int, dict]:
     done = subprocess.run(
-        [sys.executable, "-m", "vero_jax.replay", str(file), "--json", *words], env=environment(), text=True,
+        [sys.executable, "-m", "vero_jax.replay", str(file), "--json", *words], env=quick_environment(), text=True,
         capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stderr[-3000:]

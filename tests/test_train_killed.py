@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_train import REPO, TINY, environment
+from test_train import REPO, TINY, quick_environment
 
 from vero_jax.runtime.places import saved_steps
 
@@ -49,7 +49,7 @@ def started(run: Path, cache: Path, *settings: str):
     words = [f"run_dir={run}", f"data.cache_dir={cache}", *settings]
     process = subprocess.Popen(
         [sys.executable, str(REPO / "tests" / "staged_run.py"), *words],
-        env=environment() | {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])},
+        env=quick_environment() | {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.test_train import TINY, environment, metrics
+from tests.test_train import TINY, metrics
 from vero_jax.parallel.peers import PEER_LOST
 
 SETTINGS = (*TINY, "cold_start.steps=2", "trainer.steps=2", "trainer.prompts_per_step=8", "actor.mini_batch_prompts=4",
@@ -43,7 +43,7 @@ class Pod:
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "vero_jax.train", *words],
-                        env=environment(devices), stdout=file, stderr=subprocess.STDOUT,
+                        env=quick_environment(devices), stdout=file, stderr=subprocess.STDOUT,
                     )
                 )  # fmt: skip
 
