@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from test_train import REPO, TINY, quick_environment
 
+from tests.runtime.fake_bucket import running
 from vero_jax.runtime.places import saved_steps
 
 STAGES = ("restore", "sampling", "update", "save", "validation", "metrics")
@@ -45,11 +47,13 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(run: Path, cache: Path, *settings: str):
+def started(run: Path, cache: Path, *settings: str, environ: dict[str, str] | None = None):
     words = [f"run_dir={run}", f"data.cache_dir={cache}", *settings]
     process = subprocess.Popen(
         [sys.executable, str(REPO / "tests" / "staged_run.py"), *words],
-        env=quick_environment() | {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])},
+        env=quick_environment()
+        | (environ or {})
+        | {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -183,3 +187,27 @@ def test_told_to_stop_the_mini_run_has_saved_and_left_within_30_seconds(cache, t
         lines = [line for _, line in process.lines]
         assert any("SIGTERM: stopping and saving" in line for line in lines)
     assert max(took.values()) < 30, took
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_is_lost_goes_on_from_a_bucket(unbroken, cache, tmp_path):
+    """The clients are the real ones; the bucket is a server here that speaks the same protocol."""
+    run, settings = tmp_path / "run", (*SMALL, "trainer.checkpoint_dir=gs://bucket/vero/{name}", "name=lost")
+    with running() as bucket:
+        with started(run, cache, *settings, environ=bucket.environment()) as process:
+            assert process.wait_for("@begin save", 4)  # the third is whole then
+            process.process.send_signal(signal.SIGKILL)
+            process.process.wait()
+        before = stream(run)
+        shutil.rmtree(run)
+        with started(run, cache, *settings, environ=bucket.environment()) as process:
+            assert process.process.wait(800) == 0, process.lines[-20:]
+        assert not bucket.unknown
+        names = bucket.names("bucket")
+    expected, after = stream(unbroken), stream(run)
+    assert before == expected[: len(before)]
+    assert after and after == expected[-len(after) :] and len(after) < len(expected)
+    weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (run, unbroken)]
+    assert weights[0] == weights[1]
+    assert "vero/lost/scores.json" in names and "vero/lost/6/commit_success.txt" in names
+    assert not (run / "checkpoints").exists()

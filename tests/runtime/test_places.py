@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.fake_bucket import running
 from vero_jax.config_loader import load_config
 from vero_jax.errors import UserError
 from vero_jax.runtime import places
@@ -100,3 +101,40 @@ def test_a_run_whose_checkpoints_lie_elsewhere_is_not_begun_again(tmp_path):
     with pytest.raises(UserError, match=r"lie in .*checkpoints, and trainer.checkpoint_dir says .*other: set it back"):
         open_run(config(tmp_path / "run", f"trainer.checkpoint_dir={tmp_path}/other"))
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+BUCKET = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from vero_jax.config_loader import load_config
+from vero_jax.runtime.checkpoint import Checkpoints, CheckpointMeta, abstract_like
+from vero_jax.runtime.places import checkpoint_place, saved_steps
+
+place = checkpoint_place(load_config(["trainer.checkpoint_dir=gs://bucket/runs/{name}"]), Path("/nowhere"))
+state = {"w": jnp.arange(1000, dtype=jnp.float32), "b": jnp.ones(3)}
+with Checkpoints(place, keep=2, keep_best=1) as checkpoints:
+    for step in range(1, 6):
+        checkpoints.note_score(step, 1.0 if step == 2 else 0.1)
+        meta = CheckpointMeta(step, "reinforcement", step, 0, step, 0, "f")
+        checkpoints.save(step, {"w": state["w"] * step, "b": state["b"]}, meta)
+    checkpoints.wait()
+    assert checkpoints.steps == saved_steps(place) == [2, 4, 5], checkpoints.steps
+(place / "5" / "commit_success.txt").unlink()  # as if it had been killed before its last object
+assert saved_steps(place) == [2, 4]
+with Checkpoints(place) as checkpoints:
+    assert checkpoints.scores[2] == 1.0
+    found, meta = checkpoints.restore_latest(abstract_like(state))
+    assert meta.step == 4 and float(found["w"][3]) == 12
+print("done")
+"""
+
+
+def test_checkpoints_in_a_bucket():
+    """Real clients against a server here that speaks the bucket's protocol."""
+    with running() as bucket:
+        environ = os.environ | bucket.environment() | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([sys.executable, "-c", BUCKET], env=environ, capture_output=True, text=True, timeout=300)
+        assert done.stdout.strip() == "done", done.stderr[-3000:]
+        assert not bucket.unknown
+        assert not [name for name in bucket.names("bucket") if not name.startswith("runs/mini/")]
