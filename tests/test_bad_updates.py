@@ -40,7 +40,7 @@ def table():
 
 
 def kept(groups, **changes) -> KeptBatch:
-    values = {"phase": "reinforcement", "step": 3, "global_step": 5, "updates": (0,), "batches": (tuple(groups),),
+    values = {"phase": "reinforcement", "step": 3, "global_step": 5, "updates": (0,), "moved": False, "batches": (tuple(groups),),
               "config": to_yaml(Config()), "run": Path("runs/mine")}  # fmt: skip
     return KeptBatch(**values | changes)
 
@@ -103,6 +103,7 @@ def test_only_updates_in_a_row_count_and_the_batches_of_bad_ones_are_kept(tmp_pa
     assert bad.after_step(4, [False, False, True, False], halves)["training/bad_updates_in_a_row"] == 1
     assert not bad.kept and at.bad_steps == 3  # two are enough
     files = {path.name: read_batch(path) for path in (tmp_path / "bad_updates").iterdir()}
+    assert [file.moved for _, file in sorted(files.items())] == [False, False]
     assert {name: [len(part) for part in file.batches] for name, file in files.items()} == {
         "reinforcement_000002.batch": [2, 3],
         "reinforcement_000003.batch": [3],
@@ -212,7 +213,7 @@ def test_a_run_with_one_bad_batch_goes_on_and_the_batch_can_be_looked_into(tmp_p
     assert [line["training/bad_updates_in_a_row"] for line in lines] == [0, 0, 0]  # the other mini-batch was good
     file = run / "bad_updates" / "reinforcement_000002.batch"
     status, found = replayed(file)
-    assert status == 1 and "just these" in found["weights"]
+    assert status == 1 and "moved on by a later update" in found["weights"]
     (update,) = found["updates"]
     assert not update["finite"] and update["findings"][0]["where"] == "advantages"
     assert update["findings"][0]["name"].startswith(f"question {update['questions'][0]}, response 0")
@@ -227,6 +228,7 @@ def test_a_run_whose_gradients_stay_bad_stops_and_goes_on_when_they_are_good(tmp
     assert done.returncode == 1, done.stderr[-3000:]
     assert "the gradients of the last 4 updates were not finite, up to reinforcement step 2" in done.stderr
     assert "Traceback" not in done.stderr and "python -m vero_jax.replay" in done.stderr
+    assert "just these" in replayed(run / "bad_updates" / "reinforcement_000002.batch")[1]["weights"]
     assert [line["actor/updates_skipped"] for line in metrics(run)] == [2, 2]
     # From the checkpoint behind the bad batches.
     done = run_bad(run, cache, "", "trainer.max_bad_updates=3")

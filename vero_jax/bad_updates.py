@@ -49,7 +49,7 @@ class BadUpdates:
         self._at.bad_steps += bool(bad)
         self.kept = bool(bad) and self._at.bad_steps <= self._config.trainer.save_bad_batches
         if self.kept and self._writes:
-            self._keep(step, bad, batches)
+            self._keep(step, bad, any(finite[bad[0] :]), batches)
         return {"training/bad_updates_in_a_row": float(self._at.bad_updates)}
 
     def check(self) -> None:
@@ -68,7 +68,7 @@ class BadUpdates:
             f"{self._at.phase_step}, so nothing is learned any more (trainer.max_bad_updates={most}){look}"
         )
 
-    def _keep(self, step: int, bad: tuple[int, ...], batches: Sequence[Sequence[Group]]) -> None:
+    def _keep(self, step: int, bad: tuple[int, ...], moved: bool, batches: Sequence[Sequence[Group]]) -> None:
         path = self._run.bad_updates / f"{self._at.phase}_{step:06d}.batch"
         # An epoch's updates are those of the one before, in the same order.
         numbers = sorted({number % len(batches) for number in bad})
@@ -80,6 +80,7 @@ class BadUpdates:
                     step=step,
                     global_step=self._at.step + 1,
                     updates=bad,
+                    moved=moved,
                     batches=tuple(tuple(batches[number]) for number in numbers),
                     config=to_yaml(self._config),
                     run=self._run.path,

@@ -174,7 +174,9 @@ def _from_checkpoint(
         saved, _ = checkpoints.restore(step, tree)
     params = saved["state"].params
     reference = learner.programs.completed(saved["reference"], params) if "reference" in saved else None
-    exact = "just these" if step == batch.global_step else f"the batch's own step is {batch.global_step}"
+    exact = f"the batch's own step is {batch.global_step}"
+    if step == batch.global_step:
+        exact = "moved on by a later update of the step" if batch.moved else "just these"
     return params, reference, f"{place / str(step)} ({exact})"
 
 
