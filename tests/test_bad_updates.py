@@ -40,8 +40,8 @@ def table():
 
 
 def kept(groups, **changes) -> KeptBatch:
-    values = {"phase": "reinforcement", "step": 3, "global_step": 5, "updates": (0,), "moved": False, "batches": (tuple(groups),),
-              "config": to_yaml(Config()), "run": Path("runs/mine")}  # fmt: skip
+    values = {"phase": "reinforcement", "step": 3, "global_step": 5, "updates": (0,), "moved": False,
+              "batches": (tuple(groups),), "config": to_yaml(Config()), "run": Path("runs/mine")}  # fmt: skip
     return KeptBatch(**values | changes)
 
 

@@ -170,7 +170,8 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(unbroken, ca
 @pytest.mark.slow
 def test_told_to_stop_the_mini_run_has_saved_and_left_within_30_seconds(cache, tmp_path):
     """In the middle of any stage. A compilation cannot be interrupted, so it is each stage's second time."""
-    settings = (str(REPO / "configs" / "mini.yaml"), "cold_start.steps=2", "cold_start.warmup_steps=1")
+    settings = (str(REPO / "configs" / "mini.yaml"), "cold_start.steps=2", "cold_start.warmup_steps=1",
+                "data.max_val_examples=96")  # fmt: skip
     run, took = tmp_path / "mini", {}
     for stage in ("validation", "update", "sampling"):
         with started(run, cache, *settings) as process:

@@ -26,7 +26,7 @@ class KeptBatch:
     Attributes:
       phase: "cold_start" or "reinforcement"; step: of the phase, from 1; global_step: of both.
       updates: numbers (from 0) of the step's updates that were skipped.
-      moved: whether an update behind a skipped one happened, so that the weights after the step are not the skipped one's.
+      moved: whether an update behind a skipped one happened, so that the weights after the step are other ones.
       batches: the groups of each of them, with scores and advantages, or solutions as responses in the cold start.
       config: all settings, as YAML.
       run: the run's folder, where its checkpoints are looked for.
