@@ -2,7 +2,7 @@
 # gke.sh: the run as a JobSet on a GKE cluster with TPU nodes. gke/jobset.yaml is what it makes of the example below.
 #
 #   tpu_scripts/gke.sh --image my-registry/vero_jax:1 --accelerator tpu-v5p-slice --topology 2x2x2 \
-#       --name vero --shared-disk gs://my-bucket/vero [--print] [options] -- configs/vero_600k.yaml mesh.data=1 mesh.fsdp=8
+#       --name vero --shared-disk gs://my-bucket/vero [--print] [options] -- configs/qwen3_vl_8b.yaml
 #
 # The cluster needs JobSet and the Cloud Storage FUSE driver, and the service account must be allowed to write to the
 # bucket. One pod to a host, all of one node pool. When a pod ends with 75 (a peer was lost) or 143 (SIGTERM), or its node

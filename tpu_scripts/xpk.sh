@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # xpk.sh: the run as a workload of XPK, on a cluster that XPK has made.
 #
-#   tpu_scripts/xpk.sh --cluster C --image I --shared-path /shared [--storage S] [options] -- configs/vero_600k.yaml ...
+#   tpu_scripts/xpk.sh --cluster C --image I --shared-path /shared [--storage S] [options] -- configs/qwen3_vl_8b.yaml ...
 #
 # Needs PROJECT, ZONE, NAME, ACCELERATOR_TYPE (as xpk names them, such as v5p-16), and one folder that all pods see:
 # `xpk storage attach` makes one, and its mount point is the --shared-path. The checkpoints go to CHECKPOINT_DIR or, if

@@ -43,7 +43,7 @@ def call(script: str, *words: str, path: Path | None = None, **environ: str) -> 
 # --- GKE
 
 
-def gke(*words: str, arguments: tuple[str, ...] = ("configs/vero_600k.yaml", "mesh.data=1", "mesh.fsdp=8")):
+def gke(*words: str, arguments: tuple[str, ...] = ("configs/qwen3_vl_8b.yaml",)):
     shared = ["--env", "/dev/null", "--name", "vero", "--shared-disk", "gs://my-bucket/vero"]
     return call("gke", *shared, *GKE, *words, "--", *arguments)
 

@@ -224,7 +224,7 @@ def test_the_example_of_settings_works_and_names_every_setting():
     listed = re.search(r"^SETTINGS=\((.*?)\)", (SCRIPTS / "lib.sh").read_text(), re.DOTALL | re.MULTILINE)
     assert listed is not None
     assert re.findall(r"^([A-Z_]+)=", example.read_text(), re.MULTILINE) == listed[1].split()
-    assert (SCRIPTS.parent / "configs" / "vero_600k.yaml").exists()
+    assert (SCRIPTS.parent / "configs" / "qwen3_vl_8b.yaml").exists()
 
 
 def test_the_example_has_the_defaults_of_the_scripts():
