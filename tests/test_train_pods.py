@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.test_train import TINY, metrics
+from tests.test_train import TINY, metrics, quick_environment
 from vero_jax.parallel.peers import PEER_LOST
 
 SETTINGS = (*TINY, "cold_start.steps=2", "trainer.steps=2", "trainer.prompts_per_step=8", "actor.mini_batch_prompts=4",
