@@ -39,7 +39,7 @@ def _match(prediction: str, target: str, is_clear: bool, *, first_number_counts:
     if prediction.lower() == target.lower():
         return True
     if is_clear:
-        found, expected = _clear_value(prediction), _clear_value(target)
+        found, expected = parse_number(prediction), parse_number(target)
         if first_number_counts:
             found = first_number(prediction) if found is None else found
             expected = first_number(target) if expected is None else expected
@@ -52,12 +52,6 @@ def _match(prediction: str, target: str, is_clear: bool, *, first_number_counts:
         return False
     found, expected = first_number(prediction), first_number(target)
     return found is not None and expected is not None and within_relative(found, expected)
-
-
-def _clear_value(text: str) -> float | None:
-    """A percentage counts as its number: 45% is 45."""
-    value = parse_number(text)
-    return value * 100 if value is not None and text.endswith("%") and not text.endswith("\\%") else value
 
 
 def _has_words_before_number(text: str) -> bool:

@@ -141,7 +141,8 @@ def _real(value: object) -> float | None:
     if isinstance(value, str):
         return None
     try:
-        number = value.doit().evalf(17, maxn=400)  # type: ignore[attr-defined]  # a percentage comes unevaluated
+        # A percentage comes as an unevaluated product, which counts as no number: its digits are read without the sign.
+        number = value.evalf(17, maxn=400)  # type: ignore[attr-defined]
         return _finite(number) if number.is_number and number.is_real else None
     except Exception:
         # What is no number (sets, equations, symbols) fails in many ways; none of it is a value.
