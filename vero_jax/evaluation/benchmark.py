@@ -94,6 +94,8 @@ class Benchmark:
     """From the aggregator's figure to the published one."""
     states_format: bool = False
     """The question states the answer's format itself; a variant adds nothing."""
+    belongs_to: Callable[[Row], tuple[str, str] | None] | None = None
+    """(id of another row, name) for a row whose answer is no question of its own, but goes to that row's `others`."""
 
     def messages(self, row: Row, variant: Variant, image_count: int = 1) -> list[dict[str, Any]]:
         """The conversation for a row: pictures first, then the text, with what the variant adds."""
