@@ -55,7 +55,9 @@ def score_of(case: dict[str, Any]) -> Score:
 def same(found: Any, expected: Any) -> bool:
     """Equal, numbers within the tolerance."""
     if isinstance(expected, dict):
-        return isinstance(found, dict) and set(found) == set(expected) and all(same(found[k], expected[k]) for k in found)
+        return (
+            isinstance(found, dict) and set(found) == set(expected) and all(same(found[k], expected[k]) for k in found)
+        )
     if isinstance(expected, list):
         return isinstance(found, list) and len(found) == len(expected) and all(map(same, found, expected))
     if isinstance(expected, int | float) and not isinstance(expected, bool) and isinstance(found, int | float):

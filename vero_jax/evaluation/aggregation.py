@@ -50,7 +50,9 @@ def micro_and_macro(scores: Sequence[Score], strict: bool) -> Figures:
 def attempts(scores: Sequence[Score], strict: bool) -> Figures:
     """Shares of right, wrong and not attempted answers (Wei et al. 2024, "SimpleQA"), with accuracy of attempts and F1."""
     kept = [score for _, score in _figures(scores, strict)]
-    shares = {name: _mean([score.parts.get(name, 0.0) for score in kept]) for name in ("right", "wrong", "not attempted")}
+    shares = {
+        name: _mean([score.parts.get(name, 0.0) for score in kept]) for name in ("right", "wrong", "not attempted")
+    }
     attempted = shares["right"] + shares["wrong"]
     accuracy = shares["right"] / attempted if attempted else 0.0
     total = accuracy + shares["right"]

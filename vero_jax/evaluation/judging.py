@@ -14,7 +14,17 @@ MAX_LENGTH = 50_000
 RIGHT, WRONG, NOT_ATTEMPTED = "正确", "错误", "未尝试"
 """SimpleVQA's labels, in the language of its judge's prompt."""
 
-_VERDICTS = ("is_equivalent", "equivalent", "is_correct", "correct", "match", "answer", "result", "verdict", "judgement")
+_VERDICTS = (
+    "is_equivalent",
+    "equivalent",
+    "is_correct",
+    "correct",
+    "match",
+    "answer",
+    "result",
+    "verdict",
+    "judgement",
+)
 _YES, _NO = re.compile(r"\byes\b", re.IGNORECASE), re.compile(r"\bno\b", re.IGNORECASE)
 _TRUE, _FALSE = re.compile(r"\btrue\b", re.IGNORECASE), re.compile(r"\bfalse\b", re.IGNORECASE)
 _SHARE = re.compile(r"(?<![\d.])(?:0?\.\d+|0|1\.0+|1)(?!\.?\d)", re.ASCII)

@@ -62,10 +62,7 @@ _BRIEF = {
     AnswerKind.NUMBER: "\nAnswer with a number only.",
     AnswerKind.SHORT: "\nAnswer with a single word or phrase.",
 }
-_BOXED = {
-    kind: "\nPut your final answer in \\boxed{}."
-    for kind in (AnswerKind.LETTER, AnswerKind.NUMBER, AnswerKind.SHORT, AnswerKind.FORMULA)
-}
+_BOXED = dict.fromkeys((AnswerKind.LETTER, AnswerKind.NUMBER, AnswerKind.SHORT, AnswerKind.FORMULA), "\nPut your final answer in \\boxed{}.")
 
 VARIANTS = {
     variant.name: variant

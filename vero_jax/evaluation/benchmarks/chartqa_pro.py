@@ -36,9 +36,7 @@ def _prompt(row: Row, variant: Variant) -> str:
             f"Conversation history: \n{history} \n\nQuestion: {questions[-1]} \nI{_UNANSWERABLE} If there are multiple "
             f"answers, your boxed answer should use format {_LISTS}"
         )
-    return (
-        f"{questions[0]} I{_UNANSWERABLE} If there are multiple answers, put them in brackets using this format {_LISTS}"
-    )
+    return f"{questions[0]} I{_UNANSWERABLE} If there are multiple answers, put them in brackets using this format {_LISTS}"
 
 
 def _years(value: Any) -> list[str]:

@@ -14,7 +14,9 @@ from vero_jax.evaluation.variants import AnswerKind
 
 def _judge(answer: Answer, row: Row) -> list[str]:
     weighed = list(zip(row["components"], row["component_weight"], strict=True))
-    listed = "\n".join(f"component {index} ({weight} points): {part}" for index, (part, weight) in enumerate(weighed, 1))
+    listed = "\n".join(
+        f"component {index} ({weight} points): {part}" for index, (part, weight) in enumerate(weighed, 1)
+    )
     form = "".join(f"score of component {index}: ?/{weight}, " for index, (_, weight) in enumerate(weighed, 1))
     return [
         fill(

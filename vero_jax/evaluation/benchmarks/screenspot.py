@@ -29,9 +29,7 @@ def _scorer(truth: Coordinates) -> Callable[[Answer, Row], Score]:
     def score(answer: Answer, row: Row) -> Score:
         variant, size = answer.variant, (float(row["width"]), float(row["height"]))
         box = [float(value) for value in row["bbox"]]
-        inside, (x, y) = point_in_box(
-            answer.text, box, truth, size, variant.coordinates, tool=variant.tool_points
-        )
+        inside, (x, y) = point_in_box(answer.text, box, truth, size, variant.coordinates, tool=variant.tool_points)
         found = has_point(answer.text, tool=variant.tool_points)
         group = str(row.get("data_type") or row.get("ui_type") or "")
         return right(inside, inside and found, f"{x:g}, {y:g}" if found else "", group)

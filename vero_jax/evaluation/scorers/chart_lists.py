@@ -52,9 +52,7 @@ def _match(target: str, prediction: str, exact: bool, strict: bool) -> float:
     found, expected = parse_number_or_ratio(prediction), parse_number_or_ratio(target)
     if found is None or expected is None:
         return anls([target], prediction)
-    return float(
-        any_within(found, expected, prediction, target, fractions=False, within=within_relative_exact_zero)
-    )
+    return float(any_within(found, expected, prediction, target, fractions=False, within=within_relative_exact_zero))
 
 
 def _elements(text: str) -> list[str]:

@@ -57,4 +57,4 @@ def _match(prediction: str, target: str, is_clear: bool, *, first_number_counts:
 def _has_words_before_number(text: str) -> bool:
     """Is there a word in front of the first digit, as in "Q4 2020" or "model 3"?"""
     head = text[: next((i for i, c in enumerate(text) if c.isdigit()), len(text))]
-    return any(c.isalpha() for c in head) and not head.lower().strip() in ("about", "approximately", "around")
+    return any(c.isalpha() for c in head) and head.lower().strip() not in ("about", "approximately", "around")

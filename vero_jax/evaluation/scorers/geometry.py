@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,7 @@ class Coordinates(enum.Enum):
         return {"pixels": size, "thousandths": (1000.0, 1000.0), "fractions": (1.0, 1.0)}[self.value]
 
 
-def box_iou(
-    text: str, truth: Sequence[float], size: tuple[float, float], coordinates: Coordinates
-) -> float:
+def box_iou(text: str, truth: Sequence[float], size: tuple[float, float], coordinates: Coordinates) -> float:
     """Overlap of the answer's box with the true one, 0..1; 0 without a box.
 
     Args:
@@ -63,8 +61,13 @@ def box_iou(
 
 
 def point_in_box(
-    text: str, truth: Sequence[float], truth_coordinates: Coordinates, size: tuple[float, float],
-    coordinates: Coordinates, *, tool: bool = False,
+    text: str,
+    truth: Sequence[float],
+    truth_coordinates: Coordinates,
+    size: tuple[float, float],
+    coordinates: Coordinates,
+    *,
+    tool: bool = False,
 ) -> tuple[bool, tuple[float, float]]:
     """Does the answer's point lie in the true box (edges count), and which point was read.
 
@@ -91,7 +94,9 @@ def point_in_box(
     box = [value / u * a for value, u, a in zip(truth, truth_unit * 2, aim * 2, strict=True)]
     left, top, right, bottom = box
     slack = 1e-9  # "100 of 1000 pixels" and "0.1" differ in the last bit
-    inside = left - slack * aim[0] <= x <= right + slack * aim[0] and top - slack * aim[1] <= y <= bottom + slack * aim[1]
+    inside = (
+        left - slack * aim[0] <= x <= right + slack * aim[0] and top - slack * aim[1] <= y <= bottom + slack * aim[1]
+    )
     return inside, (x, y)
 
 
@@ -169,5 +174,3 @@ def _last_pair(text: str) -> list[float] | None:
 def _sorted(box: Sequence[float]) -> list[float]:
     left, top, right, bottom = box
     return [min(left, right), min(top, bottom), max(left, right), max(top, bottom)]
-
-

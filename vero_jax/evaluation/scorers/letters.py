@@ -148,7 +148,12 @@ def letter_vstar(text: str) -> str | None:
     found = stated_letter(text, "ABCD")
     if found:
         return found
-    for pattern in (r"\(([A-D])\)", r"\b(?:ANSWER|OPTION|CHOICE)\b(?:\s+IS)?\s*:?\s*([A-D])\b", r"\b([A-D])\b", r"([A-D])"):
+    for pattern in (
+        r"\(([A-D])\)",
+        r"\b(?:ANSWER|OPTION|CHOICE)\b(?:\s+IS)?\s*:?\s*([A-D])\b",
+        r"\b([A-D])\b",
+        r"([A-D])",
+    ):
         match = re.search(pattern, text)
         if match:
             return match.group(1)
