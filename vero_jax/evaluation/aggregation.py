@@ -48,7 +48,7 @@ def micro_and_macro(scores: Sequence[Score], strict: bool) -> Figures:
 
 
 def attempts(scores: Sequence[Score], strict: bool) -> Figures:
-    """Shares of right, wrong and not attempted answers (Wei et al. 2024, "SimpleQA"), with accuracy of attempts and F1."""
+    """Shares of right, wrong and not attempted answers, accuracy of attempts, F1 (Wei et al. 2024, "SimpleQA")."""
     kept = [score for _, score in _figures(scores, strict)]
     shares = {
         name: _mean([score.parts.get(name, 0.0) for score in kept]) for name in ("right", "wrong", "not attempted")

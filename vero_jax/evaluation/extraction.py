@@ -1,7 +1,7 @@
 r"""Where the final answer stands in a completion. Every scan is linear in the text.
 
-Completions normally start inside the reasoning, because the chat template has already opened `<think>`. An unfinished one,
-without `</think>` and `<answer>`, is read as a whole, so that a `\boxed{}` inside its reasoning counts.
+Completions normally start inside the reasoning, because the chat template has already opened `<think>`. An unfinished
+one, without `</think>` and `<answer>`, is read as a whole, so that a `\boxed{}` inside its reasoning counts.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 def fill(name: str, **values: str) -> str:
     """The template `prompts/judge_<name>.txt` with its places filled; text that is filled in is never expanded again.
 
-    {fence} is a word by which the template marks where each text begins and ends. It is a digest of all of them, so that
-    none can hold it, and is the same whenever they are.
+    {fence} is a word by which the template marks where each text begins and ends. It is a digest of all of them, so
+    that none can hold it, and is the same whenever they are.
     """
     filled = {key: _encodable(value) for key, value in values.items()}
     if "answer" in filled:

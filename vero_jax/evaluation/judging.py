@@ -37,7 +37,7 @@ _SUMMARY = re.compile(r"summary", re.IGNORECASE)
 
 
 def json_object(reply: str) -> dict[str, Any] | None:
-    """The JSON object that is the whole reply, or that stands from its first "{" to its last "}"; nothing is repaired."""
+    """The JSON object that is the whole reply, or stands from its first "{" to its last "}"; nothing is repaired."""
     reply = reply.strip()[:MAX_LENGTH]
     start, end = reply.find("{"), reply.rfind("}")
     for text in (reply, reply[start : end + 1] if 0 <= start < end else ""):
@@ -142,9 +142,9 @@ def components(reply: str, names: Sequence[str], *, strict: bool = False) -> tup
         if 1 <= index <= len(names) and whole and index not in found:
             found[index] = min(max(part / whole, 0.0), 1.0)
     shares = {name: found.get(index, 0.0) for index, name in enumerate(names, 1)}
-    match = _TOTAL.search(text)
-    if match and float(match.group(2)):
-        return shares, min(max(float(match.group(1)) / float(match.group(2)), 0.0), 1.0)
+    total = _TOTAL.search(text)
+    if total and float(total.group(2)):
+        return shares, min(max(float(total.group(1)) / float(total.group(2)), 0.0), 1.0)
     if strict or not found:
         return None
     return shares, sum(found.values()) / len(found)
@@ -177,5 +177,5 @@ def summary_verdict(reply: str) -> int | None:
 
 
 def zero_or_one(reply: str) -> int | None:
-    """A judge's 0 or 1: 1 wherever the reply holds a "1", as in the reference's judged MathVision; None without either."""
+    """A judge's 0 or 1, or None. As in the reference's judged MathVision, any "1" in the reply makes it 1."""
     return 1 if "1" in reply else 0 if "0" in reply else None

@@ -146,10 +146,11 @@ def picture_bytes(value: Any, folder: Path, *, base64_text: bool) -> bytes:
 
 
 def _checked(pictures: Sequence[bytes], min_side: int) -> tuple[list[bytes], tuple[int, int]]:
-    """The pictures, those that are too small enlarged, and the first one's size as it is stored. All are decoded once."""
+    """The pictures, those that are too small enlarged, and the first one's stored size. All of them are decoded."""
     from PIL import Image
 
-    kept, first = [], (0, 0)
+    kept: list[bytes] = []
+    first = (0, 0)
     for data in pictures:
         image = to_rgb(open_image(data))
         first = image.size if not kept else first

@@ -1,4 +1,4 @@
-"""What came of an evaluation: a benchmark's figures, the rows of the table, and the overall mean with what it covers."""
+"""What came of an evaluation: figures of benchmarks, rows of the table, the overall mean and how much it covers."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def table(results: Sequence[Result]) -> Table:
     by_name = {found.benchmark.name: found for found in results}
     rows: dict[str, tuple[float | None, float | None]] = {}
     for row in table_rows():
-        tasks = [by_name.get(task.name) for task in all_benchmarks().values() if task.row == row]
-        rows[row] = _mean([task and task.score for task in tasks]), _mean([task and task.strict for task in tasks])
+        tasks = [by_name.get(task.name) or not_run(task, "") for task in all_benchmarks().values() if task.row == row]
+        rows[row] = _mean([task.score for task in tasks]), _mean([task.strict for task in tasks])
     of = table_rows()
     categories = {
         category: _mean_of_run([pair for row, pair in rows.items() if of[row] == category]) for category in CATEGORIES

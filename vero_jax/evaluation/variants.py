@@ -62,7 +62,10 @@ _BRIEF = {
     AnswerKind.NUMBER: "\nAnswer with a number only.",
     AnswerKind.SHORT: "\nAnswer with a single word or phrase.",
 }
-_BOXED = dict.fromkeys((AnswerKind.LETTER, AnswerKind.NUMBER, AnswerKind.SHORT, AnswerKind.FORMULA), "\nPut your final answer in \\boxed{}.")
+_BOXED = dict.fromkeys(
+    (AnswerKind.LETTER, AnswerKind.NUMBER, AnswerKind.SHORT, AnswerKind.FORMULA),
+    "\nPut your final answer in \\boxed{}.",
+)
 
 VARIANTS = {
     variant.name: variant
@@ -104,7 +107,7 @@ VARIANTS = {
         Variant("mimo_zs", 32_768, temperature=0.0, instructions=_BOXED, min_image_side=0),
     )
 }
-"""By name. Vero on MiMo and Qwen2.5 bases: "reasoning"; on Qwen3 bases: "reasoning_samplingq3"; the others are baselines."""
+"""By name. For Vero on MiMo and Qwen2.5 bases "reasoning", on Qwen3 bases "reasoning_samplingq3"; others: baselines."""
 
 
 def variant(name: str) -> Variant:

@@ -13,8 +13,8 @@ from vero_jax.evaluation.variants import AnswerKind, Variant
 _ARTICLE = re.compile(r"^(?:a|an|the)\s+", re.IGNORECASE)
 _FORMAT = (
     'Output the bounding box(es) in a JSON array format: [{"bbox_2d": [x_min, y_min, x_max, y_max], "label": '
-    '"<class name>"}]. For a single object, return one array element; for multiple objects, return one element per object '
-    "in the array."
+    '"<class name>"}]. For a single object, return one array element; for multiple objects, return one element per '
+    "object in the array."
 )
 
 

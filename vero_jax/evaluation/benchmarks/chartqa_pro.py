@@ -36,7 +36,8 @@ def _prompt(row: Row, variant: Variant) -> str:
             f"Conversation history: \n{history} \n\nQuestion: {questions[-1]} \nI{_UNANSWERABLE} If there are multiple "
             f"answers, your boxed answer should use format {_LISTS}"
         )
-    return f"{questions[0]} I{_UNANSWERABLE} If there are multiple answers, put them in brackets using this format {_LISTS}"
+    lists = f"If there are multiple answers, put them in brackets using this format {_LISTS}"
+    return f"{questions[0]} I{_UNANSWERABLE} {lists}"
 
 
 def _years(value: Any) -> list[str]:

@@ -29,7 +29,7 @@ _FORMATS = {
     ),
     4: "",
 }
-"""What an answer must look like, by category: text in the chart, text in general, number in the chart, number in general."""
+"""What an answer must look like, by category: text in the chart, any text, number in the chart, any number."""
 _RULES = {
     1: "the texts must be the same up to case, spelling variants, symbols written in LaTeX or plainly, and word order.",
     2: "the answers must mean the same; where options are given, they must be the same option.",

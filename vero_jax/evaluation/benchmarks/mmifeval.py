@@ -1,7 +1,7 @@
 """MM-IFEval (Ding et al. 2025): questions about pictures (P-Level), and instructions with constraints (C-Level).
 
-A constraint is checked by a rule, by a judge, or by a judge who also sees the answer to the same instruction without it;
-those further instructions are rows of their own, whose answers go to the row that they belong to.
+A constraint is checked by a rule, by a judge, or by a judge who also sees the answer to the same instruction without
+it; those further instructions are rows of their own, whose answers go to the row that they belong to.
 """
 
 from __future__ import annotations

@@ -11,9 +11,11 @@ from vero_jax.evaluation.variants import AnswerKind, Variant
 
 _TOOL = (
     'You can use the computer with the tool "computer_use". Its call is a JSON object between <tool_call> and '
-    '</tool_call>: {{"name": "computer_use", "arguments": {{"action": "left_click", "coordinate": [x, y]}}}}. The screen is '
-    "1000 wide and 1000 high in these coordinates. Make the one click that carries out this command: {command}"
+    '</tool_call>: {{"name": "computer_use", "arguments": {{"action": "left_click", "coordinate": [x, y]}}}}. '
+    "The screen is 1000 wide and 1000 high in these coordinates. Make the one click that carries out this command: "
+    "{command}"
 )
+_FORMAT = 'Output the point in a JSON array format: [{"point_2d": [x, y]}].'
 
 
 def _prompt(row: Row, variant: Variant) -> str:
@@ -22,7 +24,7 @@ def _prompt(row: Row, variant: Variant) -> str:
         command += "."
     if variant.tool_points:
         return _TOOL.format(command=command)
-    return f'Provide the point for the command: {command} Output the point in a JSON array format: [{{"point_2d": [x, y]}}].'
+    return f"Provide the point for the command: {command} {_FORMAT}"
 
 
 def _scorer(truth: Coordinates) -> Callable[[Answer, Row], Score]:

@@ -16,8 +16,8 @@ from vero_jax.evaluation.scorers.numbers import (
 def strict_or_relaxed(prediction: str, target: str, is_clear: bool) -> bool:
     """Equal texts in lower case or numbers: within 1e-6 where the value `is_clear`, else within 5 %.
 
-    As in the reference, a text without a number of its own is compared by the first number in it, so that "Q4 2020" equals
-    "Q3 2020"; `strictly` does not do so.
+    As in the reference, a text is compared by one number in it, so that "Q4 2020" equals "Q3 2020"; `strictly` does not
+    do so.
     """
     return _match(prediction, target, is_clear, first_number_counts=True)
 
@@ -45,9 +45,12 @@ def _match(prediction: str, target: str, is_clear: bool, *, first_number_counts:
             expected = first_number(target) if expected is None else expected
         return found is not None and expected is not None and abs(found - expected) <= EXACT
     found, expected = parse_number(prediction), parse_number(target)
-    if found is not None and expected is not None:
-        if any_within(found, expected, prediction, target, fractions=True):
-            return True
+    if found is None or expected is None:
+        agree = False
+    else:
+        agree = any_within(found, expected, prediction, target, fractions=True)
+    if agree:
+        return True
     if not first_number_counts:
         return False
     found, expected = first_number(prediction), first_number(target)

@@ -11,7 +11,9 @@ from vero_jax.rewards.language.sentences import split_sentences
 MAX_LENGTH = 200_000
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _WORD = re.compile(r"\b\w+(?:['’-]\w+)*\b")
-_NUMBER = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(?P<decimals>\d+))?(?:[eE][-+]?\d+)?(?![\w])|(?P<bare>\.\d+)", re.ASCII)  # fmt: skip
+_NUMBER = re.compile(
+    r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(?P<decimals>\d+))?(?:[eE][-+]?\d+)?(?!\w)|(?P<bare>\.\d+)", re.ASCII
+)
 _PERCENTAGE = re.compile(r"\d+(?:,\d{3})*(?:\.(?P<decimals>\d+))?\s*%", re.ASCII)
 _FREE_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w.])", re.ASCII)
 

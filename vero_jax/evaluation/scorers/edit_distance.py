@@ -8,8 +8,8 @@ from collections.abc import Sequence
 def edit_distance(first: str, second: str) -> int:
     """Fewest insertions, deletions and substitutions between two texts.
 
-    Bit-parallel (Myers 1999, in Hyyrö's form): one step of a few whole-number operations for each character of the longer
-    text, so that a hundred thousand characters take a fraction of a second.
+    Bit-parallel (Myers 1999, in Hyyrö's form): a few operations on whole numbers for each character of the longer text,
+    so that a hundred thousand characters take a fraction of a second.
     """
     if len(first) > len(second):
         first, second = second, first

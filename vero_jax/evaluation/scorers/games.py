@@ -17,8 +17,8 @@ _CHOICES = "ABCDEFGHIJKLM123456789"
 def game_tokens(text: str, truth: str, options: Sequence[object]) -> tuple[str, str]:
     """(predicted, true) tokens, which are equal where the answer is right.
 
-    A token is a choice A..M or 1..9 where the truth is one, else the first letter that stands alone, else the first whole
-    number, else the whole text. Where there are options, a number is the letter at its place.
+    A token is a choice A..M or 1..9 where the truth is one, else the first letter that stands alone, else the first
+    whole number, else the whole text. Where there are options, a number is the letter at its place.
     """
     choice = len(truth.strip()) == 1 and truth.strip().upper() in _CHOICES and truth.strip() != "0"
     found, expected = (_token(value, choice) for value in (after_answer(text), truth.strip()))

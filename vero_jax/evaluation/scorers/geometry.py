@@ -106,8 +106,10 @@ def has_point(text: str, *, tool: bool = False) -> bool:
 
 
 def read_numbers(text: str, key: str, pattern: re.Pattern[str], count: int) -> list[float] | None:
-    """The `count` numbers of an answer: under `key` in JSON (all of the text, then its last fenced block), after `key:`,
-    in the last "[x, y]" where two are wanted, else the last ones in the text.
+    """The `count` numbers of an answer, or None.
+
+    Under `key` in JSON (all of the text, then its last fenced block), after `key:`, in the last "[x, y]" where two are
+    wanted, else the last ones in the text.
     """
     for source in (text, _last_fence(text)):
         found = _in_json(source, key, count) if source else None

@@ -25,8 +25,10 @@ _PREFIXES = (
 
 
 def stated_letter(text: str, labels: str) -> str:
-    """The capital letter that an answer states, or "": "the final answer is X" before "answer: X", a letter at the start,
-    and the last one that stands alone. One that stands alone is followed by a space, `.`, `,`, `:` or the end.
+    """The capital letter that an answer states, or "".
+
+    "The final answer is X" comes before "answer: X", a letter at the start, and the last one that stands alone, that
+    is, one followed by a space, `.`, `,`, `:` or the end.
     """
     if not labels:
         return ""
@@ -58,9 +60,9 @@ def place_label(index: int) -> str:
 def generic_letter(text: str, labels: str, options: Sequence[object] = ()) -> str:
     """The letter of an answer among `labels` (any capital where there are none); "" where none is found.
 
-    After a stated letter count "(X)", then a word of the upper-cased text that ends in X, then "X.", and in longer answers
-    an option's text; of several the right-most. Where the reference then guesses at random, this gives "", except
-    where its guess is certain because all options bear one label.
+    After a stated letter count "(X)", then a word of the upper-cased text that ends in X, then "X.", and in longer
+    answers an option's text; of several the right-most. Where the reference then guesses at random, this gives "",
+    except where its guess is certain because all options bear one label.
     """
     text = text.strip()
     if not text:
@@ -86,8 +88,8 @@ def generic_letter(text: str, labels: str, options: Sequence[object] = ()) -> st
 def strict_letter(text: str, labels: str, options: Sequence[object] = ()) -> str:
     """The letter of an answer without the reference's leaks, or "".
 
-    A stated letter, "(X)" or "X)", a small letter that is the whole answer, or the only option whose text is the answer or
-    stands in it.
+    A stated letter, "(X)" or "X)", a small letter that is the whole answer, or the only option whose text is the answer
+    or stands in it.
     """
     text = text.strip()
     labels = labels or string.ascii_uppercase
@@ -143,7 +145,7 @@ def letter_a_to_e(text: str) -> str:
 
 
 def letter_vstar(text: str) -> str | None:
-    """V*'s letter A..D of the upper-cased answer: stated, in parentheses, alone, else the first such letter; or None."""
+    """V*'s letter A..D of the upper-cased answer: stated, in parentheses, alone, or the first such letter; or None."""
     text = text.strip().upper()
     found = stated_letter(text, "ABCD")
     if found:

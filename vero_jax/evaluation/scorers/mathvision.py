@@ -1,4 +1,4 @@
-"""MathVision: equal strings, equal tuples of numbers, or values that agree to two decimals. Nothing is evaluated as code."""
+"""MathVision: equal strings, equal tuples of numbers, or values that agree to two decimals. No text is run as code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mathvision_equal(prediction: str, answer: str, options: Sequence[str]) -> bo
 
 
 def _core(text: str) -> str:
-    """The formula in a prediction: after "the answer is", in its last box, up to the sentence's end, after the last "="."""
+    """The formula in a prediction: after "the answer is", in a box, to the sentence's end, after the last "="."""
     cues = list(_CUE.finditer(text))
     if cues:
         text = text[cues[-1].end() :]

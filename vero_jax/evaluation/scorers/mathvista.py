@@ -11,14 +11,15 @@ from vero_jax.evaluation.scorers.letters import place_labels, stated_letter
 from vero_jax.evaluation.scorers.numbers import parse_number
 
 MAX_LENGTH = 20_000
+_SIGNS = " .$%°"
 _LETTER = re.compile(r"\(([A-Za-z])\)")
 
 
 def mathvista_answer(text: str, row: Mapping[str, Any]) -> str | None:
     """The answer as its type wants it: an option's text, a whole number, a rounded number, a text; None without any.
 
-    An answer without a letter is taken for the option with the smallest edit distance, as in the reference. A whole number
-    stays exact ("14.2"); what is no number stays a text.
+    An answer without a letter is taken for the option with the smallest edit distance, as in the reference. A whole
+    number stays exact ("14.2"); what is no number stays a text.
     """
     text = text.strip()[:MAX_LENGTH]
     if not text:
@@ -57,8 +58,8 @@ def strict_option(text: str, options: Sequence[str]) -> str | None:
     found = _stated(text, place_labels(len(options)))
     if found is not None:
         return options[found]
-    plain = text.strip().strip(" .").lower()
-    return next((option for option in options if option.strip().lower() == plain), None)
+    plain = text.strip(_SIGNS).lower()
+    return next((option for option in options if option.strip(_SIGNS).lower() == plain), None)
 
 
 def _option(text: str, options: Sequence[str]) -> int:
