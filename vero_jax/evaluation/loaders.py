@@ -6,6 +6,7 @@ import base64
 import binascii
 import dataclasses
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -135,9 +136,10 @@ def picture_bytes(value: Any, folder: Path, *, base64_text: bool) -> bytes:
             return base64.b64decode(value.rpartition(",")[2] if value.startswith("data:") else value, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ImageError("image not readable", f"not base64 ({error})") from None
-    home = folder.resolve()
-    for path in (home / value, home / "images" / value):
-        if path.resolve().is_relative_to(home) and path.is_file():
+    home = os.path.abspath(folder)
+    for path in (Path(home, value), Path(home, "images", value)):
+        # The hub's cache is made of links to other folders, so only the name itself must stay inside.
+        if Path(os.path.normpath(path)).is_relative_to(home) and path.is_file():
             try:
                 return path.read_bytes()
             except OSError as error:

@@ -35,7 +35,7 @@ def mathvision_equal(prediction: str, answer: str, options: Sequence[str]) -> bo
         if letter == answer:
             return True
     found = _plain(_core(prediction))
-    return bool(found) and any(_same(found, _plain(truth)) for truth in truths)
+    return bool(found) and any(_same(found, _plain(final_answer(truth, Mode.LAST_BOX))) for truth in truths)
 
 
 def _core(text: str) -> str:

@@ -10,7 +10,7 @@ from vero_jax.evaluation.scorers.letters import MANY_WORDS, place_labels, stated
 _PATTERNS = (
     r"^{x}",
     r"{x}$",
-    r"\d+\.\s*{x}\b",
+    r"(?<!\d)\d{{1,3}}\.\s*{x}\b",
     r"\b(?:ANSWER|OPTION|CHOICE)\b(?:\s+IS)?\s*:?\s*\(?{x}\b",
     r"\({x}\)",
     r"{x}\.",
