@@ -14,8 +14,9 @@ _WORD = re.compile(r"\b\w+(?:['’-]\w+)*\b")
 _NUMBER = re.compile(
     r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(?P<decimals>\d+))?(?:[eE][-+]?\d+)?(?!\w)|(?P<bare>\.\d+)", re.ASCII
 )
-_PERCENTAGE = re.compile(r"\d+(?:,\d{3})*(?:\.(?P<decimals>\d+))?\s*%", re.ASCII)
-_FREE_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w.])", re.ASCII)
+# Every repetition is bounded, or has one place to begin: what a model writes must not make a search quadratic.
+_PERCENTAGE = re.compile(r"(?<!\d)\d{1,40}(?:,\d{3}){0,12}(?:\.(?P<decimals>\d{1,40}))?\s{0,9}%", re.ASCII)
+_FREE_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3}){0,12}(?:\.\d+)?(?![\w.])", re.ASCII)
 
 
 class UnknownRule(ValueError):

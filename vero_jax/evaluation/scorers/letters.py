@@ -15,9 +15,9 @@ MANY_WORDS = 5
 """Only in an answer of more words than this is the text of an option looked for."""
 _LABEL = re.compile(r"\(?([A-Za-z])(?:[).:\s]|$)")
 _ANY_LETTER = re.compile(r"\b([A-E])\b", re.IGNORECASE)
-_IN_PARENTHESES = re.compile(r"\(\s*([A-Ea-e])\s*\)")
+_IN_PARENTHESES = re.compile(r"\(\s{0,9}([A-Ea-e])\s{0,9}\)")
 _CAPITAL = re.compile(r"[A-E]")
-_PHRASE = re.compile(r"\b(?:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([A-E])\b", re.IGNORECASE)
+_PHRASE = re.compile(r"\b(?:answer|option|choice)\b(?:\s{1,9}is)?\s{0,9}:?\s{0,9}\(?([A-E])\b", re.IGNORECASE)
 _PREFIXES = (
     "The best answer is", "The correct answer is", "The answer is", "The answer", "The best option is",
     "The correct option is", "Best answer:", "Best option:", "Answer:", "Option:",
@@ -152,7 +152,7 @@ def letter_vstar(text: str) -> str | None:
         return found
     for pattern in (
         r"\(([A-D])\)",
-        r"\b(?:ANSWER|OPTION|CHOICE)\b(?:\s+IS)?\s*:?\s*([A-D])\b",
+        r"\b(?:ANSWER|OPTION|CHOICE)\b(?:\s{1,9}IS)?\s{0,9}:?\s{0,9}([A-D])\b",
         r"\b([A-D])\b",
         r"([A-D])",
     ):

@@ -10,8 +10,8 @@ from vero_jax.evaluation.scorers.letters import MANY_WORDS, place_labels, stated
 _PATTERNS = (
     r"^{x}",
     r"{x}$",
-    r"(?<!\d)\d{{1,3}}\.\s*{x}\b",
-    r"\b(?:ANSWER|OPTION|CHOICE)\b(?:\s+IS)?\s*:?\s*\(?{x}\b",
+    r"(?<!\d)\d{{1,3}}\.\s{{0,9}}{x}\b",
+    r"\b(?:ANSWER|OPTION|CHOICE)\b(?:\s{{1,9}}IS)?\s{{0,9}}:?\s{{0,9}}\(?{x}\b",
     r"\({x}\)",
     r"{x}\.",
     r"{x}:",

@@ -12,6 +12,8 @@ TOLERANCE = 0.05
 EXACT = 1e-6
 
 _RANGE = re.compile(r"[$€£¥]?\s*\d[\d,.]*\s*%?\s*(?:-|–|—|−|to)\s*[$€£¥]?\s*\d[\d,.]*\s*%?", re.IGNORECASE)
+_DASH = re.compile(r" ?(?:[-–—−]|\bto\b) ?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _YEAR = re.compile(r"(?:1[5-9]|20|21)\d\d")
 _RATIO_LENGTH = 200
 _FIRST_NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -128,8 +130,8 @@ def within_relative_exact_zero(found: float, expected: float) -> bool:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"\s*(?:[-–—−]|\bto\b)\s*", "-", text.strip().lower())
-    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", " ".join(text.split()))
+    text = _DASH.sub("-", " ".join(text.lower().split()))
+    return _THOUSANDS.sub("", text)
 
 
 def _extracted(text: str) -> float | None:
