@@ -70,6 +70,8 @@ MORE_ANSWERS = {
 }
 
 
+WORDY = "The chart shows values of 12.5, 14% and 1,200 in 2019. I compare option A with option B. " * 60
+
 SLOW_ANSWERS = [pytest.param(name, marks=pytest.mark.slow) for name in HOSTILE_ANSWERS]
 
 
@@ -146,15 +148,17 @@ def test_no_text_rule_takes_long(name: str) -> None:
 
 
 def test_ordinary_answers_are_scored_faster_than_ten_thousand_a_minute() -> None:
-    work = [(task(case), case) for case in cases("eval") if is_ruled(case) and "rows" not in case["doc"]]
-    variant = VARIANTS["reasoning"]
-    # What is remembered from answer to answer must not make this look fast: every text is a new one.
-    texts = [f"I look at it, {number}.</think><answer>Looking, {number} " for number in range(2 * len(work))]
+    work = [(task(case), case) for case in cases("eval") if is_ruled(case)]
     start = time.process_time()
-    for number, text in enumerate(texts):
+    for number in range(2 * len(work)):
         benchmark, case = work[number % len(work)]
-        benchmark.score(benchmark.answer(f"{text} {case['response']}</answer>", variant), case["doc"])
-    assert (time.process_time() - start) / len(texts) < SPEED
+        # A number in each makes every answer a new one: nothing that is remembered may make this look fast. The second
+        # half has neither tags nor boxes, so that all of its text is searched.
+        answer = str(case["response"]).replace("\\boxed{", f"\\boxed{{{number} ")
+        if number >= len(work):
+            answer = f"{WORDY} {number}. So it is {answer}".replace("</think>", "").replace("\\boxed", "")
+        benchmark.score(benchmark.answer(answer, VARIANTS["reasoning"]), case["doc"])
+    assert (time.process_time() - start) / (2 * len(work)) < SPEED
 
 
 @settings(max_examples=60, deadline=None)
