@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import bisect
 import itertools
 import threading
@@ -54,20 +55,20 @@ def open_rows(source: Source, root: Path) -> Rows:
     return JsonRows(folder, files[:1])
 
 
-class Rows:
+class Rows(abc.ABC):
     """Rows by number; a row that can't be read is a `BrokenRow`."""
 
     folder: Path
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
+    @abc.abstractmethod
     def without_pictures(self) -> Sequence[Mapping[str, Any]]:
         """All rows without their columns of pictures."""
-        raise NotImplementedError
 
 
 class JsonRows(Rows):
