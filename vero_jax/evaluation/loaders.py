@@ -167,10 +167,10 @@ def _checked(pictures: Sequence[bytes], min_side: int) -> tuple[list[bytes], tup
 
 
 def _is_picture(key: str, value: Any, source: Source) -> bool:
-    if isinstance(value, list) and value:
-        return all(_is_picture("", item, source) for item in value)
     if source.base64 and key in _BASE64_COLUMNS:
         return True
+    if isinstance(value, list) and value:
+        return all(_is_picture("", item, source) for item in value)
     return isinstance(value, bytes | bytearray) or (
         isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes)
     )
