@@ -22,7 +22,7 @@ POINTING_TYPES = frozenset({"grounding", "clicking"})
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BOX = "\\boxed"
-_BRACES = re.compile(r"[{}]")
+BRACES = re.compile(r"[{}]")
 _BRACKETS = re.compile(r"[\[\]]")
 _NOT_SPACE = re.compile(r"\S")
 
@@ -45,7 +45,7 @@ def find_boxes(text: str) -> list[str]:
     the outer one's content.
     """
     boxes = []
-    for start, end in _spans(text, "{", _BRACES):
+    for start, end in _spans(text, "{", BRACES):
         boxes.append(_without_text_command(text[start:end].strip()))
     return boxes
 
@@ -104,7 +104,7 @@ def _spans(text: str, opening: str, pattern: re.Pattern[str]) -> list[tuple[int,
         if mark is None:
             break
         if mark.group() == opening:
-            end = _closing(text, mark.start(), opening, pattern)
+            end = closing(text, mark.start(), opening, pattern)
             if end < 0:
                 break
             spans.append((mark.end(), end))
@@ -113,7 +113,7 @@ def _spans(text: str, opening: str, pattern: re.Pattern[str]) -> list[tuple[int,
     return spans
 
 
-def _closing(text: str, start: int, opening: str, pattern: re.Pattern[str]) -> int:
+def closing(text: str, start: int, opening: str, pattern: re.Pattern[str]) -> int:
     """Index of the delimiter that closes the one at `start`, or -1."""
     depth = 0
     for match in pattern.finditer(text, start):
@@ -129,6 +129,6 @@ def _without_text_command(content: str) -> str:
     mark = _NOT_SPACE.search(content, len("\\text"))
     if mark is None or mark.group() != "{":
         return content
-    if _closing(content, mark.start(), "{", _BRACES) != len(content) - 1:
+    if closing(content, mark.start(), "{", BRACES) != len(content) - 1:
         return content
     return content[mark.end() : -1].strip()

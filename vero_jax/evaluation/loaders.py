@@ -1,0 +1,186 @@
+"""From a benchmark's rows to its questions, by number, through Grain. What can't be used is counted, never asked."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grain
+
+from vero_jax.data.formats import BrokenRow
+from vero_jax.data.images import ImageError, open_image, to_rgb
+from vero_jax.errors import CountedError
+from vero_jax.evaluation.benchmark import Benchmark, Row, Source
+from vero_jax.evaluation.rows import Rows, open_rows
+from vero_jax.evaluation.variants import Variant
+
+MAX_IMAGES = 32
+_BASE64_COLUMNS = frozenset(("image", "bytes"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question as the model is asked, and the fields that its answer is scored by."""
+
+    id: str
+    messages: tuple[Mapping[str, Any], ...]
+    """The conversation, with a bare image part for each picture."""
+    images: tuple[bytes, ...]
+    """Encoded, in the order of their parts."""
+    row: Row
+    """Without pictures; with the first picture's `width` and `height` in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A question that can't be asked."""
+
+    id: str
+    reason: str
+    """A short phrase to count by."""
+    detail: str
+
+
+Item: TypeAlias = "Question | Broken"
+
+
+def questions(benchmark: Benchmark, root: Path, variant: Variant) -> grain.MapDataset:
+    """The questions of a benchmark in the order of its rows, as a Grain data set of `Question` and `Broken`.
+
+    Args:
+      root: the folder of all data sets, see `rows.open_rows`.
+      variant: says what is added to questions.
+
+    Raises:
+      MissingData: the data is not there.
+    """
+    return grain.MapDataset.source(QuestionSource(benchmark, open_rows(benchmark.source, root), variant))
+
+
+class QuestionSource:
+    """Questions by number (Grain's random access protocol). A row may hold several."""
+
+    def __init__(self, benchmark: Benchmark, rows: Rows, variant: Variant):
+        self._benchmark, self._rows, self._variant = benchmark, rows, variant
+        self._places: list[tuple[int, int]] | None = None
+        if benchmark.source.expand is not None:
+            counts = [_count(benchmark.source, row) for row in rows.without_pictures()]
+            self._places = [(row, part) for row, count in enumerate(counts) for part in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._rows) if self._places is None else len(self._places)
+
+    def __getitem__(self, index: int) -> Item:
+        number, part = (index, 0) if self._places is None else self._places[index]
+        name = f"{self._benchmark.name}-{number}" + (f"-{part}" if part else "")
+        try:
+            return _question(self._benchmark, self._rows, self._rows[number], part, self._variant, name)
+        except CountedError as error:
+            return Broken(name, error.reason, error.detail)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            return Broken(name, "row not usable", f"{type(error).__name__}: {error}"[:200])
+
+
+def _question(
+    benchmark: Benchmark, rows: Rows, stored: Mapping[str, Any], part: int, variant: Variant, name: str
+) -> Question:
+    if isinstance(stored, BrokenRow):
+        raise CountedError(stored.reason, stored.detail)
+    source = benchmark.source
+    values = source.images(stored) if source.images else stored_images(stored)
+    if not values:
+        raise ImageError("image missing", "the row has none")
+    pictures = [picture_bytes(value, rows.folder, base64_text=source.base64) for value in values[:MAX_IMAGES]]
+    if source.compose is not None:
+        pictures = list(source.compose(pictures))
+    pictures, size = _checked(pictures, variant.min_image_side)
+    plain = {key: value for key, value in stored.items() if not _is_picture(key, value, source)}
+    plain = {"width": size[0], "height": size[1]} | plain
+    row = source.expand(plain)[part] if source.expand else plain
+    messages = benchmark.messages(row, variant, len(pictures))
+    return Question(name, tuple(messages), tuple(pictures), row)
+
+
+def stored_images(row: Row) -> list[Any]:
+    """The pictures of a row: its `image`, `images` or numbered columns, in order."""
+    found: list[Any] = []
+    for key in ("image", "images", *(f"image_{number}" for number in range(MAX_IMAGES))):
+        value = row.get(key)
+        found += value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return found
+
+
+def picture_bytes(value: Any, folder: Path, *, base64_text: bool) -> bytes:
+    """The encoded picture that a row holds or names.
+
+    Args:
+      value: bytes, {"bytes", "path"}, base64 text, or the name of a file under `folder` or its `images`.
+
+    Raises:
+      ImageError: there is none, or it lies outside of the folder.
+    """
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if not isinstance(value, str) or not value:
+        raise ImageError("image missing", f"a {type(value).__name__} in its place")
+    if base64_text:
+        try:
+            return base64.b64decode(value.rpartition(",")[2] if value.startswith("data:") else value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ImageError("image not readable", f"not base64 ({error})") from None
+    home = os.path.abspath(folder)
+    for path in (Path(home, value), Path(home, "images", value)):
+        # The hub's cache is made of links to other folders, so only the name itself must stay inside.
+        if Path(os.path.normpath(path)).is_relative_to(home) and path.is_file():
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                raise ImageError("image not readable", f"{value} ({error.strerror})") from None
+    raise ImageError("image missing", f"no file {value:.200} in the data set's folder")
+
+
+def _checked(pictures: Sequence[bytes], min_side: int) -> tuple[list[bytes], tuple[int, int]]:
+    """The pictures, those that are too small enlarged, and the first one's stored size. All of them are decoded."""
+    from PIL import Image
+
+    kept: list[bytes] = []
+    first = (0, 0)
+    for data in pictures:
+        image = to_rgb(open_image(data))
+        first = image.size if not kept else first
+        if min(image.size) < min_side:
+            factor = min_side / min(image.size)
+            size = tuple(max(round(side * factor), min_side) for side in image.size)
+            buffer = io.BytesIO()
+            image.resize((size[0], size[1]), Image.Resampling.BICUBIC).save(buffer, "PNG")
+            data = buffer.getvalue()
+        kept.append(data)
+    return kept, first
+
+
+def _is_picture(key: str, value: Any, source: Source) -> bool:
+    if source.base64 and key in _BASE64_COLUMNS:
+        return True
+    if isinstance(value, list) and value:
+        return all(_is_picture("", item, source) for item in value)
+    return isinstance(value, bytes | bytearray) or (
+        isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes)
+    )
+
+
+def _count(source: Source, row: Row) -> int:
+    """How many questions a row holds; one that can't be read counts as one, and is counted as broken later."""
+    if isinstance(row, BrokenRow) or source.expand is None:
+        return 1
+    try:
+        return len(source.expand(row))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return 1

@@ -1,0 +1,1 @@
+"""The scorer primitives: each reads an extracted answer against the fields of a row, and knows no benchmark."""
