@@ -38,7 +38,8 @@ class Bucket(ThreadingHTTPServer):
 
     def environment(self) -> dict[str, str]:
         """What leads the clients (gcsfs, Google's own, TensorStore) here."""
-        return {"STORAGE_EMULATOR_HOST": self.url, "TENSORSTORE_GCS_HTTP_URL": self.url, "GOOGLE_CLOUD_PROJECT": "p"}
+        clients = {"STORAGE_EMULATOR_HOST": self.url, "TENSORSTORE_GCS_HTTP_URL": self.url}
+        return clients | {"GOOGLE_CLOUD_PROJECT": "p", "NO_GCE_CHECK": "true"}  # nobody to ask for credentials
 
     @property
     def url(self) -> str:
