@@ -129,9 +129,12 @@ def pack_rows(
     )
 
 
-def empty_plan(shape: RowShape, rows_per_micro_batch: int, patch_kind: tuple[int, str]) -> RowPlan:
+def empty_plan(
+    shape: RowShape, rows_per_micro_batch: int, patch_kind: tuple[int, str], patch_layout: PatchLayout
+) -> RowPlan:
     """One micro-batch of rows without groups, to compile programs with."""
-    return RowPlan((), *shape, rows_per_micro_batch, ((),) * rows_per_micro_batch, 0, 0, 0, 0, patch_kind=patch_kind)
+    nobody = ((),) * rows_per_micro_batch
+    return RowPlan((), *shape, rows_per_micro_batch, nobody, 0, 0, 0, 0, patch_layout, patch_kind=patch_kind)
 
 
 def patch_cost(params: Any, expert_share: float = 1.0) -> float:

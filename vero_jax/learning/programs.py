@@ -229,7 +229,7 @@ class Programs:
         counters: Any = (whole, whole, whole)
         kept_shardings = in_host_memory(opt_state_shardings) if offload else opt_state_shardings
         self._state_shardings = TrainState(gradient_shardings, kept_shardings, *counters)
-        self._patch_kind = policy.patch_elements, "uint8"
+        self._patch_kind, self._patch_layout = (policy.patch_elements, "uint8"), policy.patch_layout
 
         def new_state(trained: Params) -> TrainState:
             return TrainState(trained, optimizer.init(trained), *(jnp.zeros((), jnp.int32) for _ in range(3)))
@@ -318,7 +318,7 @@ class Programs:
         """
         gradients = self.zeros()
         for shape in shapes:
-            nothing = batch(empty_plan(shape, rows, self._patch_kind))
+            nothing = batch(empty_plan(shape, rows, self._patch_kind, self._patch_layout))
             gradients, *_ = self.accumulate(state.params, gradients, nothing)
             self.logprobs(state.params, nothing)
         return self.apply(state, gradients, np.float32(np.nan), np.int32(0))[0]

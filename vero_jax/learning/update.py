@@ -140,7 +140,7 @@ class Learner:
 
     def abstract_batch(self, shape: RowShape) -> Batch:
         """Shapes, types and shardings of a micro-batch of rows of a shape, to compile programs without arrays."""
-        plan = empty_plan(shape, 1, (self._policy.patch_elements, "uint8"))
+        plan = empty_plan(shape, 1, (self._policy.patch_elements, "uint8"), self._policy.patch_layout)
         rows, signals = plan.micro_batch(0)
         signals = dataclasses.replace(
             signals, old=signals.sampler, reference=signals.sampler if self.needs_reference else None
