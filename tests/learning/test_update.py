@@ -12,10 +12,12 @@ import pytest
 
 from tests.learning.golden import cases, load
 from tests.learning.policies import make_group, random_groups, table_policy, tiny_model
+from tests.models.tiny_vl import tiny_config
 from vero_jax.config import ActorConfig, MeshConfig, OptimConfig
 from vero_jax.errors import UserError
 from vero_jax.learning.programs import TrainablePolicy
 from vero_jax.learning.update import Learner
+from vero_jax.models.policy import ModelDef
 from vero_jax.parallel.mesh import make_mesh
 from vero_jax.parallel.sharding import replicated
 from vero_jax.parallel.trace_guard import TraceGuard
@@ -354,6 +356,22 @@ def test_nothing_compiles_after_the_warm_up(params, compilations):
         state, metrics = learner.step(state, groups, step)
         assert metrics["training/rollout_probs_diff_valid"] == (step != 9)
     assert compilations() == before
+
+
+def test_a_tower_with_windows_is_warmed_up_and_planned_like_any_other():
+    model_def = ModelDef(tiny_config(family="qwen2_5_vl"))
+    policy = TrainablePolicy.of_model(model_def, one_device(), attention_block=64, vocab_block=128)
+    actor = small(row_length=64, row_patches=64, row_rungs=1)
+    learner = Learner(policy, actor, OptimConfig(), one_device(), max_response_length=8)
+    state = learner.warm_up(learner.init_state(model_def.init_params(0)))
+    assert (int(state.updates), int(state.step)) == (0, 0)
+    shape = max(learner.row_shapes)
+    assert shape.patches
+    gradients = learner.programs.abstract_gradients()
+    lowered = learner.programs.accumulate.lower(
+        learner.abstract_state().params, gradients, learner.abstract_batch(shape)
+    )
+    assert lowered.out_info is not None
 
 
 def test_responses_that_fit_no_row_are_counted_by_reason(table):
