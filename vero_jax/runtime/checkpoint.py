@@ -69,6 +69,10 @@ class CheckpointMeta:
     versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
 
 
+class _Unreadable(Exception):
+    """A checkpoint is damaged; the message names it."""
+
+
 class Checkpoints:
     """Keeps the last `keep` checkpoints and the `keep_best` with the best scores in a folder or bucket.
 
@@ -150,22 +154,9 @@ class Checkpoints:
         broken = []
         for step in reversed(self.steps):
             try:
-                meta, sums = self._read_meta(step)
-                saved_shapes = self._saved_shapes(step)
-                _check_settings(meta, fingerprint, config or {}, self._folder / str(step))
-                _check_fits(saved_shapes, abstract_state, self._folder / str(step))
-                state = self._manager.restore(
-                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-                ).state
-                _check_sums(sums, state)
-            except UserError:
-                raise
-            except Exception as error:  # whatever Orbax and TensorStore raise for files that are damaged or gone
-                reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
-                warnings.warn(
-                    f"checkpoint {self._folder / str(step)} cannot be read ({reason}); trying the one before.",
-                    stacklevel=2,
-                )
+                state, meta = self._read(step, abstract_state, fingerprint, config)
+            except _Unreadable as error:
+                warnings.warn(f"{error}; trying the one before.", stacklevel=2)
                 broken.append(step)
                 continue
             self._set_aside(broken)
@@ -184,21 +175,13 @@ class Checkpoints:
         Raises:
           UserError: it is not there, cannot be read, or is another model's.
         """
-        place = self._folder / str(step)
         if step not in self.steps:
-            raise UserError(f"there is no checkpoint {place}; there are {', '.join(map(str, self.steps)) or 'none'}")
+            known = ", ".join(map(str, self.steps)) or "none"
+            raise UserError(f"there is no checkpoint {self._folder / str(step)}; there are {known}")
         try:
-            meta, sums = self._read_meta(step)
-            _check_fits(self._saved_shapes(step), abstract_state, place)
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-            state = self._manager.restore(step, args=args).state
-            _check_sums(sums, state)
-        except UserError:
-            raise
-        except Exception as error:  # as in `restore_latest`
-            reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
-            raise UserError(f"checkpoint {place} cannot be read ({reason})") from error
-        return state, meta
+            return self._read(step, abstract_state)
+        except _Unreadable as error:
+            raise UserError(str(error)) from error
 
     def wait(self) -> None:
         """Returns when the last save is complete on disk. Raises UserError when the disk refused."""
@@ -217,6 +200,25 @@ class Checkpoints:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _read(
+        self, step: int, abstract_state: Any, fingerprint: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> tuple[Any, CheckpointMeta]:
+        place = self._folder / str(step)
+        try:
+            meta, sums = self._read_meta(step)
+            saved_shapes = self._saved_shapes(step)
+            _check_settings(meta, fingerprint, config or {}, place)
+            _check_fits(saved_shapes, abstract_state, place)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+            state = self._manager.restore(step, args=args).state
+            _check_sums(sums, state)
+        except UserError:
+            raise
+        except Exception as error:  # whatever Orbax and TensorStore raise for files that are damaged or gone
+            reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+            raise _Unreadable(f"checkpoint {place} cannot be read ({reason})") from error
+        return state, meta
 
     def _read_meta(self, step: int) -> tuple[CheckpointMeta, dict[str, int]]:
         raw = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
