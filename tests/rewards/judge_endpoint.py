@@ -7,11 +7,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
+from tests.loopback import Server, serving
 from vero_jax.config import JudgeConfig, RewardConfig
 from vero_jax.rewards import judge_server
 
@@ -62,11 +63,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-class Endpoint(ThreadingHTTPServer):
+class Endpoint(Server):
     """`script` holds what happens to the next chat requests; afterwards `otherwise` does, and to the first request
     of a run `first`."""
 
-    daemon_threads = True
     request_queue_size = 128
 
     def __init__(self) -> None:
@@ -106,21 +106,9 @@ class Endpoint(ThreadingHTTPServer):
             with self.lock:
                 self.busy -= not probe
 
-    def handle_error(self, *_: Any) -> None:
-        """A client that leaves is not this server's trouble."""
 
-
-@contextlib.contextmanager
-def running() -> Iterator[Endpoint]:
-    endpoint = Endpoint()
-    thread = threading.Thread(target=endpoint.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield endpoint
-    finally:
-        endpoint.shutdown()
-        endpoint.server_close()
-        thread.join()
+def running() -> contextlib.AbstractContextManager[Endpoint]:
+    return serving(Endpoint())
 
 
 @pytest.fixture

@@ -13,16 +13,16 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.loopback import Server, serving
 
 NOW = "2026-01-01T00:00:00.000Z"
 
 
-class Bucket(ThreadingHTTPServer):
-    daemon_threads = True
+class Bucket(Server):
     request_queue_size = 256
 
     def __init__(self) -> None:
@@ -32,9 +32,6 @@ class Bucket(ThreadingHTTPServer):
         self.generation = 1
         self.lock = threading.RLock()
         self.unknown: list[str] = []
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that leaves is not this server's trouble."""
 
     def environment(self) -> dict[str, str]:
         """What leads the clients (gcsfs, Google's own, TensorStore) here."""
@@ -216,13 +213,5 @@ class Handler(BaseHTTPRequestHandler):
         return status, {"error": {"code": status, "message": text}}, {"Content-Type": "application/json"}
 
 
-@contextlib.contextmanager
-def running() -> Iterator[Bucket]:
-    server = Bucket()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def running() -> contextlib.AbstractContextManager[Bucket]:
+    return serving(Bucket())
