@@ -18,13 +18,13 @@ from pathlib import Path
 from vero_jax.config import JudgeConfig
 from vero_jax.curation import answers
 from vero_jax.curation.answers import AnswerSettings, Canonical, applies_to, canonical, dropped
-from vero_jax.curation.asking import add_server_arguments, collect, server_config
 from vero_jax.curation.model_answers import AnswerModel, checked, parse_record, prompt
 from vero_jax.curation.question_filter import add_reply_arguments, open_server, refuse_missing, summary
-from vero_jax.curation.replies import ReplyFile
 from vero_jax.curation.rows import SPLITS, Row, Rows, RowWriter, listed
 from vero_jax.data import schema
 from vero_jax.errors import UserError
+from vero_jax.rewards.asking import add_server_arguments, collect, server_config
+from vero_jax.rewards.replies import ReplyFile
 from vero_jax.runtime.output_folder import check_free, new_folder
 from vero_jax.types import Example
 

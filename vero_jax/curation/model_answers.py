@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping
 
 from vero_jax.curation import answers, variants
 from vero_jax.curation.answers import AnswerSettings, Canonical, applies_to, canonical, dropped
-from vero_jax.curation.asking import Ask
 from vero_jax.curation.options import accepted, options
 from vero_jax.curation.quantities import NotOneNumber, quantity
-from vero_jax.curation.replies import ReplyFile, reply_key
 from vero_jax.curation.rows import Row, Rows
+from vero_jax.rewards.asking import Ask
 from vero_jax.rewards.judge import strip_thinking
 from vero_jax.rewards.judge_server import JudgeServer
 from vero_jax.rewards.literals import NotData, read_json_or_literal
+from vero_jax.rewards.replies import ReplyFile, reply_key
 from vero_jax.rewards.string_match import normalise
 
 NO_FORM = "the model finds no form"

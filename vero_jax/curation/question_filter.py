@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from vero_jax.config import JudgeConfig
-from vero_jax.curation.asking import WORDING, Ask, add_server_arguments, collect, data_url, server_config
-from vero_jax.curation.replies import ReplyFile, reply_key
 from vero_jax.curation.rows import SPLITS, Row, Rows, RowWriter, check_names, listed, table
 from vero_jax.curation.verdicts import FLAGS, Decision, Verdict, decide, flags_of, parse_verdict
 from vero_jax.data.images import encode_png
 from vero_jax.errors import UserError
+from vero_jax.rewards.asking import WORDING, Ask, add_server_arguments, collect, data_url, server_config
 from vero_jax.rewards.judge_server import JudgeServer, Question
+from vero_jax.rewards.replies import ReplyFile, reply_key
 from vero_jax.runtime.output_folder import check_free, new_folder
 
 NAME = "filter"

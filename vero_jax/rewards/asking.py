@@ -19,10 +19,10 @@ from PIL import Image
 
 from vero_jax.config import JudgeConfig
 from vero_jax.config_checks import check_server
-from vero_jax.curation.replies import ReplyFile
 from vero_jax.data.images import ImageError, open_image, to_rgb
 from vero_jax.errors import UserError
 from vero_jax.rewards.judge_server import JudgeFailure, JudgeServer, Question, Wording
+from vero_jax.rewards.replies import ReplyFile
 
 WORDING = Wording("the server", "server", "--{}", "the command's options", "")
 READ_TRIES = 2

@@ -17,11 +17,11 @@ from PIL import Image
 from tests.curation.curation_rows import picture
 from tests.rewards.judge_endpoint import Act, Endpoint, body, endpoint, refuses, says, slow, text, wire
 from vero_jax.config import JudgeConfig
-from vero_jax.curation.asking import WORDING, Ask, Outcome, add_server_arguments, collect, data_url, server_config
-from vero_jax.curation.replies import ReplyFile
 from vero_jax.data.images import ImageError
 from vero_jax.errors import UserError
+from vero_jax.rewards.asking import WORDING, Ask, Outcome, add_server_arguments, collect, data_url, server_config
 from vero_jax.rewards.judge_server import JudgeServer
+from vero_jax.rewards.replies import ReplyFile
 
 __all__ = ["endpoint"]  # a fixture
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from vero_jax.curation.replies import ReplyFile, reply_key
 from vero_jax.errors import UserError
+from vero_jax.rewards.replies import ReplyFile, reply_key
 
 
 def reply(record: Mapping[str, Any]) -> str:
@@ -78,7 +78,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     script = (
-        "import resource, signal, sys\nfrom pathlib import Path\nfrom vero_jax.curation.replies import ReplyFile\n"
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom vero_jax.rewards.replies import ReplyFile\n"
         "from vero_jax.errors import UserError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))\n"
         "with ReplyFile(Path(sys.argv[1]), lambda record: 1) as file:\n"
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_all_that_it_had_finished(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom vero_jax.curation.replies import ReplyFile\n"
+        "import sys\nfrom pathlib import Path\nfrom vero_jax.rewards.replies import ReplyFile\n"
         "with ReplyFile(Path(sys.argv[1]), lambda record: 1) as file:\n"
         "    n = 0\n    while True:\n"
         "        file.add({'key': str(n), 'id': 'x', 'reply': 'y' * 5000})\n"
