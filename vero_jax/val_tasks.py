@@ -243,7 +243,8 @@ class ValTasks:
         if isinstance(item, Broken):
             return item
         try:
-            prompt = self._processor.chat(item.messages, item.images)
+            messages = _encodable(item.messages)
+            prompt = self._processor.chat(messages, item.images)
         except PromptError as error:
             return Broken(item.id, error.reason, error.detail)
         _, refused = fitting([prompt], buckets, merge_size)
@@ -260,7 +261,7 @@ class ValTasks:
             ground_truth="",
             extra_info={},
         )
-        return dataclasses.replace(prompt, example=example), _text(item.messages), item.row
+        return dataclasses.replace(prompt, example=example), _text(messages), item.row
 
     def _scored(self, tasks: Sequence[_Open], name: str, step: int) -> TaskFigures:
         """The figures of all tasks; writes their files."""
@@ -270,7 +271,7 @@ class ValTasks:
             left_out = Counter(item.reason for item in task.left_out)
             results.append(result(task.benchmark, list(scores.values()), left_out))
             lines = [
-                json.dumps({"task": task.benchmark.name, "step": step, **record}, ensure_ascii=False)
+                json.dumps(_encodable({"task": task.benchmark.name, "step": step, **record}), ensure_ascii=False)
                 for record in self._records(task, scores)
             ]
             atomic_write(self._run.validation_file(f"{name}_{task.benchmark.name}"), "\n".join(lines) + "\n")
@@ -314,6 +315,15 @@ class ValTasks:
             }
         for item in task.left_out:
             yield {"id": item.id, "missing": item.reason, "detail": item.detail}
+
+
+def _encodable(value: Any) -> Any:
+    """A conversation without halves of surrogate pairs, which JSON files can hold and no tokenizer takes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {key: _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _text(messages: Sequence[Mapping[str, Any]]) -> str:
