@@ -323,7 +323,10 @@ def message(tmp_path: Path, *words: str) -> str:
             "no benchmark or category of VeroEval is called 'chartq': near it are chartqa",
         ),
         (["val_tasks=chartqa"], "trainer.val_tasks needs trainer.val_tasks_dir"),
-        (["val_tasks=chartqa", "val_tasks_dir=d", "val_tasks_limit=-1"], "trainer.val_tasks_limit must be 0"),
+        (
+            ["val_tasks=chartqa", "val_tasks_dir=d", "val_tasks_limit=-1"],
+            "trainer.val_tasks_limit must not be negative",
+        ),
         (
             ["val_tasks=chartqa", "val_tasks_dir=d", "val_tasks_variant=reason"],
             "no evaluation variant is called 'reason'",

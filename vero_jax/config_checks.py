@@ -100,6 +100,7 @@ def _check_numbers(config: Config) -> None:
         _need(value > 0, f"{key} must be greater than 0, not {value}.")
     not_negative = {
         "trainer.keep_best": trainer.keep_best,
+        "trainer.val_tasks_limit": trainer.val_tasks_limit,
         "trainer.max_bad_updates": trainer.max_bad_updates,
         "trainer.save_bad_batches": trainer.save_bad_batches,
         "seed": config.seed,

@@ -30,8 +30,6 @@ def check(config: Config) -> None:
         raise UserError(
             "trainer.val_tasks needs trainer.val_tasks_dir, the folder in which the data sets of its benchmarks lie."
         )
-    if trainer.val_tasks_limit < 0:
-        raise UserError(f"trainer.val_tasks_limit must be 0 (all questions) or more, not {trainer.val_tasks_limit}.")
     if trainer.val_tasks_variant:
         variant(trainer.val_tasks_variant)
     _check_keep_best_by(config, tasks)

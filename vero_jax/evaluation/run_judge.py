@@ -35,7 +35,7 @@ class RunJudge:
         self._config = dataclasses.replace(config, json_mode="off", presence_penalty=0.0, frequency_penalty=0.0)
         self._file = file
         self._say = say
-        self._told = 0
+        self._asked_before = False
 
     def check(self) -> None:
         """Asks a first question, so that a judge that can't be asked is found out before the run begins.
@@ -57,9 +57,6 @@ class RunJudge:
     def _collect(self, prompts: Sequence[str], max_new_tokens: int, found: dict[str, str]) -> None:
         # A judge that thinks has been given more.
         config = dataclasses.replace(self._config, max_tokens=max(self._config.max_tokens, max_new_tokens))
-        # What a server refuses is said in the first validation only.
-        server = JudgeServer(config, self._say if self._told == 0 else lambda text: None)
-        self._told += 1
         keys: dict[str, str] = {}
 
         def missing() -> list[Ask]:
@@ -72,6 +69,9 @@ class RunJudge:
             ]
 
         with ReplyFile(self._file, lambda record: strip_thinking(str(record["reply"]))) as kept:
+            # What a server refuses is said when it is first asked, and not in every validation.
+            server = JudgeServer(config, (lambda text: None) if self._asked_before else self._say)
+            self._asked_before = True
             try:
                 collect(server, PROBE, missing, kept, concurrency=config.concurrency, say=self._say)
             finally:
