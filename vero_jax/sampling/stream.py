@@ -1,4 +1,4 @@
-"""Groups out of a session whose requests come from anywhere: a list, or a reader that goes on while the device works."""
+"""Groups out of a session whose requests come from anywhere: a list, or a reader that works while the device does."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def groups(
       session: without requests, made with `resend`.
       requests: each with a name of the caller's.
       decode: turns the ids of a response into its text; None leaves `Response.text` empty.
-      ahead: takes from `requests` only while fewer than so many are under way, so that a long list of images is never in
-        memory as a whole; None takes all of them at once.
+      ahead: takes from `requests` only while fewer than so many are under way, so that a long list of images is never
+        in memory as a whole; None takes all of them at once.
       between_rounds: called before each round; what it raises ends the sampling.
 
     Yields:
