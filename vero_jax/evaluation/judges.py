@@ -22,7 +22,7 @@ PREFIX = "judge-"
 WORDING = Wording(
     setting="--judge-{}", settings="the --judge-... options", without=", or leave it out: judged benchmarks are not run"
 )
-PROBE = 'Question: What is 2 + 2?\nReference: 4\nAnswer: four\nIs the answer right? Reply with {"is_correct": "yes"} or "no".'
+PROBE = 'Is "four" a right answer to "What is 2 + 2?"? Reply with {"is_correct": "yes"} or {"is_correct": "no"}.'
 THINKING_OFF = '{"chat_template_kwargs": {"enable_thinking": false}}'
 
 

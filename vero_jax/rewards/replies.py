@@ -91,6 +91,9 @@ class ReplyFile(Generic[T]):
     def __len__(self) -> int:
         return len(self._known)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._known
+
     def get(self, key: str) -> T | None:
         """What was made of the reply under a key, None where there is none."""
         return self._known.get(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ def groups(
     decode: Callable[[list[int]], str] | None,
     ahead: int | None = None,
     between_rounds: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[T, Group]]:
+) -> Generator[tuple[T, Group], None, None]:
     """Answers all requests; no lane waits for the responses of other requests to end.
 
     Args:
