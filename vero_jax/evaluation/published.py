@@ -1,7 +1,8 @@
 """What the paper of Vero gives for its base models and for what it made of them (`published.csv`: arXiv, version 2).
 
-The means of categories and the overall figure are plain means of rows, so only rows are kept. A base's figure is from its
-makers' report, unless Vero's authors measured it. MiMo-VL-7B-SFT is not printed there; its figures are Vero's minus the gain.
+The means of categories and the overall figure are plain means of rows, so only rows are kept. A base's figure is from
+its makers' report, unless Vero's authors measured it. MiMo-VL-7B-SFT is not printed there; its figures are Vero's minus
+the gain.
 """
 
 from __future__ import annotations
