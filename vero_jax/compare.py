@@ -202,7 +202,6 @@ def _task(
     a, b = (_Answers.of(folder, benchmark.name) for folder in folders)
     common = [name for name in a.scores if name in b.scores]
     counted = [name for name in common if has_figure(a.scores[name], strict) and has_figure(b.scores[name], strict)]
-    neither = sum(not has_figure(a.scores[name], strict) and not has_figure(b.scores[name], strict) for name in common)
     line = Line(
         benchmark.name,
         benchmark.category,
@@ -213,7 +212,7 @@ def _task(
         len(common) - len(counted),
     )
     if not counted:
-        return line, f"{benchmark.name}: no question has a figure in both" if common and neither < len(common) else ""
+        return line, f"{benchmark.name}: no question has a figure in both" if common else ""
     task = Paired(benchmark, [a.scores[name] for name in counted], [b.scores[name] for name in counted], strict)
     right, wrong = turned(task)
     line = dataclasses.replace(line, difference=difference(task, draws, seed), turned_right=right, turned_wrong=wrong)

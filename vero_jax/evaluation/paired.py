@@ -1,7 +1,8 @@
 """The difference of two evaluations over the same questions, and how sure it is: a paired bootstrap.
 
 In: the scores of two checkpoints by question. A draw takes as many questions as there are, with repetition, and both
-checkpoints' answers to them; the interval is that of the middle 95 % of the draws' differences (Efron's percentile method).
+checkpoints' answers to them; the interval is that of the middle 95 % of the draws' differences (Efron's percentile
+method).
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Difference:
 def difference(task: Paired, draws: int, seed: int) -> Difference:
     """The difference of a task's figures.
 
-    The draws depend on the seed and the task's name alone, not on what else is compared. Aggregators of `aggregation.py` are
-    computed for all draws at once; others are called for each of at most `SLOW_DRAWS` draws.
+    The draws depend on the seed and the task's name alone, not on what else is compared. Aggregators of
+    `aggregation.py` are computed for all draws at once; others are called for each of at most `SLOW_DRAWS` draws.
     """
     rng = np.random.default_rng([seed, zlib.crc32(task.benchmark.name.encode())])
     sides = [_Sums.of(task, side) for side in (task.a, task.b)]
@@ -154,7 +155,7 @@ class _Sums:
         return cls(totals, counts)
 
     def figures(self, weights: Float[np.ndarray, "N Q"]) -> Float[np.ndarray, "N"]:
-        """The figure of each draw, on the answers' own scale; groups that a draw has not are left out, as it would be."""
+        """The figure of each draw, on the answers' own scale. A group without an answer in a draw counts not."""
         totals, counts = weights @ self.totals, weights @ self.counts
         means = np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0)
         return means.sum(axis=1) / np.maximum((counts > 0).sum(axis=1), 1)
