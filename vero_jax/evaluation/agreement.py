@@ -63,9 +63,9 @@ def agreed(
     Raises:
       UserError: answers that are there were made with other settings, or of other data.
     """
-    before = folder.settings()
-    if before is None:
+    if not folder.settings_file.exists():
         return {**settings, "asked": dict(asked)}
+    before = folder.settings()
     elsewhere = "give another --output, or the settings of before"
     for name in FIXED:
         if before.get(name) != settings[name]:

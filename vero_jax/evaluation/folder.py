@@ -55,13 +55,13 @@ class ResultsFolder:
 
     # Reading what an evaluation left.
 
-    def settings(self) -> dict[str, Any] | None:
-        """What was asked, None where nothing was yet.
+    def settings(self) -> dict[str, Any]:
+        """What was asked.
 
         Raises:
-          UserError: the file cannot be read.
+          UserError: there is no settings.json, or one that cannot be read.
         """
-        return self._object(self.settings_file) if self.settings_file.exists() else None
+        return self._object(self.settings_file)
 
     def results(self) -> dict[str, Any]:
         """results.json.
@@ -69,10 +69,6 @@ class ResultsFolder:
         Raises:
           UserError: the folder has none, or one that cannot be read.
         """
-        if not self.results_file.is_file():
-            raise UserError(
-                f"{self.path} holds no results.json; give the folder in which a python -m vero_jax.evaluate has ended"
-            )
         results = self._object(self.results_file)
         if results.get("format") != FORMAT or not isinstance(results.get("tasks"), dict):
             raise UserError(f"{self.results_file} is no results file of this version; evaluate again")
@@ -104,6 +100,11 @@ class ResultsFolder:
             raise UserError(f"cannot read {path} ({error}); the same evaluation writes it anew") from error
 
     def _object(self, path: Path) -> dict[str, Any]:
+        if not path.is_file():
+            raise UserError(
+                f"{self.path} is no results folder: it has no {path.name}; give the --output of a "
+                "python -m vero_jax.evaluate that has ended"
+            )
         try:
             value = _read(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
