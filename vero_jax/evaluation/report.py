@@ -196,7 +196,7 @@ def _rows(figures: _Figures, browsed: Sequence[Failures], chosen: Pair) -> str:
     for category in CATEGORIES:
         rows = [row for row, of in table_rows().items() if of == category]
         parts.append(_category(figures, category, rows, chosen))
-        parts += [_row(figures, row, failed.get(row, ()), f"more-{len(parts)}", chosen) for row in rows]
+        parts += [_row(figures, row, failed.get(row, ()), chosen) for row in rows]
     parts.append(_mean_line(figures, "overall", "Overall", figures.overall, None, list(table_rows()), chosen))
     return "\n".join(parts)
 
@@ -239,8 +239,9 @@ def _paper_cells(own: float | None, paper: Mapping[Pair, tuple[float, float] | N
     return f"<td>{cell(0)}</td><td>{cell(1)}</td><td>{_by_pair(gains, chosen)}</td>"
 
 
-def _row(figures: _Figures, row: str, failed: Sequence[Failures], key: str, chosen: Pair) -> str:
+def _row(figures: _Figures, row: str, failed: Sequence[Failures], chosen: Pair) -> str:
     tasks = figures.of_row(row)
+    key = f"more-{list(table_rows()).index(row)}"
     paper = {
         pair: (known.base, known.vero) if (known := published().get(row, {}).get(pair.key)) else None for pair in PAIRS
     }

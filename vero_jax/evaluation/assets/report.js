@@ -113,7 +113,7 @@ search.addEventListener("input", choose);
 get("previous").addEventListener("click", () => turn(-1));
 get("next").addEventListener("click", () => turn(1));
 document.addEventListener("keydown", (event) => {
-  if (event.target.closest("input, select, textarea") || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.target.closest?.("input, select, textarea") || event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.key === "ArrowLeft") turn(-1);
   if (event.key === "ArrowRight") turn(1);
 });
