@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +36,32 @@ class Checker(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def browse(path: Path, script: str, tmp_path: Path) -> dict:
+    """Runs the page in headless Chromium, then a script that returns an object.
+
+    The copy with the script lies beside the page, so that the page's relative addresses hold.
+    """
+    probe = path.with_name("probe.html")
+    extra = (
+        "<script>window.onerror = (m) => { document.title = m };"
+        f"const probe = (() => {{ {script} }})();"
+        "document.body.innerHTML = '';"
+        "const out = document.createElement('pre'); out.id = 'probe'; out.textContent = JSON.stringify(probe);"
+        "document.body.appendChild(out);</script></body>"
+    )
+    probe.write_text(path.read_text(encoding="utf-8").replace("</body>", extra), encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom",
+            f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", probe.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )  # fmt: skip
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stdout[-2000:]
+    return json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))

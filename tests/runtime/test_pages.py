@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 from PIL import Image
 from sample_groups import make_group, one_group_per_domain, picture
 
-from tests.page_checker import CHROMIUM, Checker, needs_browser
+from tests.page_checker import Checker, browse, needs_browser
 from vero_jax.runtime.pages import thumbnail, write_index, write_sample_page
 from vero_jax.types import DOMAINS
 
@@ -122,32 +120,6 @@ def test_index_lists_steps_newest_first_with_their_numbers(tmp_path):
         ("step_000020.html", "20"),
     ]
     assert "0.75" in checker.text and "response length" in checker.text
-
-
-def browse(path: Path, script: str, tmp_path: Path) -> dict:
-    """Runs the page in headless Chromium, then a script that returns an object."""
-    probe = tmp_path / "probe.html"
-    extra = (
-        "<script>window.onerror = (m) => { document.title = m };"
-        f"const probe = (() => {{ {script} }})();"
-        "document.body.innerHTML = '';"
-        "const out = document.createElement('pre'); out.id = 'probe'; out.textContent = JSON.stringify(probe);"
-        "document.body.appendChild(out);</script></body>"
-    )
-    probe.write_text(path.read_text(encoding="utf-8").replace("</body>", extra), encoding="utf-8")
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom",
-            f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", probe.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )  # fmt: skip
-    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stdout[-2000:]
-    return json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
 
 
 @needs_browser
