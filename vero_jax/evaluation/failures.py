@@ -153,7 +153,8 @@ def _thumbnail(folder: ResultsFolder, name: str) -> str | None:
 
 def _item(task: int, kinds: list[str], row: Mapping[str, Any], images: list[str]) -> dict[str, Any]:
     judge = [item for item in row.get("judge") or () if isinstance(item, Mapping)]
-    fields = row.get("row") if isinstance(row.get("row"), Mapping) else {}
+    stored = row.get("row")
+    fields = stored if isinstance(stored, Mapping) else {}
     return {
         "task": task,
         "kinds": kinds,
@@ -161,9 +162,9 @@ def _item(task: int, kinds: list[str], row: Mapping[str, Any], images: list[str]
         "sample": row.get("sample"),
         "images": images,
         "facts": dict(_facts(row)),
-        "prompt": shortened(row.get("prompt")),
-        "response": shortened(row.get("response")),
-        "judge": [[shortened(item.get("prompt")), shortened(item.get("reply"))] for item in judge],
+        "prompt": _text(row.get("prompt")),
+        "response": _text(row.get("response")),
+        "judge": [[_text(item.get("prompt")), _text(item.get("reply"))] for item in judge],
         "expected": [_field(*field) for field in fields.items() if _TRUTH.search(field[0])],
         "fields": [_field(*field) for field in fields.items() if not _TRUTH.search(field[0])],
     }
@@ -183,6 +184,11 @@ def _facts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, shortened(row[field])
 
 
+def _text(value: Any) -> str | None:
+    """For a text that the page leaves out where there is none."""
+    return None if value is None else shortened(value)
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -193,10 +199,8 @@ def _field(name: str, value: Any) -> list[str]:
     return [printable(name), shortened(_plain(value), _FIELD, 0)]
 
 
-def shortened(value: Any, head: int = _HEAD, tail: int = _TAIL) -> str | None:
-    """A text without its middle, where it is long; None stays None."""
-    if value is None:
-        return None
+def shortened(value: Any, head: int = _HEAD, tail: int = _TAIL) -> str:
+    """A text without its middle, where it is long."""
     text = str(value)
     if len(text) > head + tail:
         left = len(text) - head - tail
