@@ -33,7 +33,7 @@ from vero_jax.evaluation.registry import all_benchmarks, table_rows
 from vero_jax.evaluation.score import Score
 from vero_jax.runtime.files import atomic_write
 
-_ALIKE = ("variant", "limit", "max_new_tokens", "judge")
+_ALIKE = ("variant", "limit", "max_new_tokens", "context", "max_pixels", "system", "judge")
 """Settings whose difference is no difference between checkpoints."""
 
 
@@ -137,14 +137,31 @@ def compare(a: Path, b: Path, *, draws: int = 10_000, seed: int = 0, strict: boo
 
 
 def _different_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    return [
-        f"the folders differ in {name}: {_brief(a.get(name))} and {_brief(b.get(name))}"
+    warnings = [
+        f"the folders differ in {name}: {_brief(before)} and {_brief(after)}"
         for name in _ALIKE
-        if a.get(name) != b.get(name)
+        if (before := _told(a.get(name))) != (after := _told(b.get(name)))
     ]
+    asked = a.get("asked") or {}, b.get("asked") or {}
+    for name in (name for name in asked[0] if name in asked[1]):
+        before, after = asked[0][name], asked[1][name]
+        if before.get("data") != after.get("data"):
+            warnings.append(f"{name}: the data sets' files differ")
+        if before.get("limit") != after.get("limit") and a.get("limit") == b.get("limit"):
+            warnings.append(
+                f"{name}: limits of questions differ: {_brief(before.get('limit'))} and {_brief(after.get('limit'))}"
+            )
+    return warnings
+
+
+def _told(value: Any) -> Any:
+    """A setting without what does not matter: where a judge's server is."""
+    return {name: item for name, item in value.items() if name != "base_url"} if isinstance(value, dict) else value
 
 
 def _brief(value: Any) -> str:
+    if value is None:
+        return "none"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 120 else f"{text[:119]}…"
 
