@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -189,27 +188,9 @@ class _Answers:
             seen.add((name, sample))
             if sample is None:
                 continue
-            answers.scores.setdefault(name, []).append(_score(row, place))
+            answers.scores.setdefault(name, []).append(Score.of_row(row, place))
             answers.asked[name] = hash((row.get("prompt"), tuple(map(str, row.get("images") or ()))))
         return answers
-
-
-def _score(row: Mapping[str, Any], place: str) -> Score:
-    """The score of an answer, from its row."""
-    for name in ("value", "strict"):
-        found = row.get(name)
-        if found is not None and (not isinstance(found, (int, float)) or not math.isfinite(found)):
-            raise UserError(f"{place} is broken: {name} is {found!r}, not a number")
-    parts = row.get("parts") or {}
-    if not isinstance(parts, dict) or not all(isinstance(value, (int, float)) for value in parts.values()):
-        raise UserError(f"{place} is broken: parts is {parts!r}, not an object of numbers")
-    return Score(
-        row.get("value"),
-        row.get("strict"),
-        group=str(row.get("group") or ""),
-        parts=parts,
-        missing=str(row.get("missing") or ""),
-    )
 
 
 def _task(
