@@ -229,6 +229,24 @@ def test_other_questions_under_the_same_id_are_told(tmp_path):
     assert found.warnings == ("chartqa: 1 of 3 questions have another text or picture",)
 
 
+def test_settings_that_differ_are_told(tmp_path):
+    tasks = {"chartqa": rows("chartqa", [1, 0])}
+    judge = {"model": "Qwen3-32B", "base_url": "http://one:8000/v1"}
+    asked = {"chartqa": {"limit": 5, "data": "x"}, "erqa": {"limit": 5, "data": "x"}}
+    other = {"chartqa": {"limit": None, "data": "y"}}
+    a = write_folder(tmp_path / "a", tasks, judge=judge, asked=asked)
+    b = write_folder(tmp_path / "b", tasks, judge={**judge, "base_url": "http://two:8000/v1"}, asked=other)
+    c = write_folder(tmp_path / "c", tasks, judge={**judge, "model": "Qwen3-8B"}, asked=asked, max_pixels=1000)
+    assert compare(a, b, draws=10).warnings == (
+        "chartqa: the data sets' files differ",
+        "chartqa: limits of questions differ: 5 and none",
+    )
+    assert compare(a, c, draws=10).warnings == (
+        "the folders differ in max_pixels: none and 1000",
+        'the folders differ in judge: {"model": "Qwen3-32B"} and {"model": "Qwen3-8B"}',
+    )
+
+
 def refused(capsys, *arguments) -> str:
     assert main([str(item) for item in arguments]) == 2
     printed = capsys.readouterr().err
