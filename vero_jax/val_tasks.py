@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import grain
 
-from vero_jax.config import Config, SamplingConfig
+from vero_jax.config import Config
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError
@@ -31,12 +31,13 @@ from vero_jax.evaluation.in_training import (
     variant_for,
 )
 from vero_jax.evaluation.loaders import Broken, Item, questions
+from vero_jax.evaluation.prompts_of import encodable, prompt_of
 from vero_jax.evaluation.registry import category_key, select
 from vero_jax.evaluation.results import Result, Table, result, score_answers, table
 from vero_jax.evaluation.rows import MissingData, open_rows
 from vero_jax.evaluation.run_judge import RunJudge
 from vero_jax.evaluation.score import Score
-from vero_jax.evaluation.variants import Variant
+from vero_jax.evaluation.variants import Variant, sampling_of
 from vero_jax.parallel.distributed import Hosts
 from vero_jax.runtime.files import atomic_write
 from vero_jax.runtime.run_dir import RunDir
@@ -140,12 +141,7 @@ class ValTasks:
     ) -> None:
         self.benchmarks, self.variant = tuple(benchmarks), variant
         self._config, self._processor, self._run, self._say, self._hosts = config, processor, run, say, hosts
-        self.sampling = SamplingConfig(
-            temperature=variant.temperature,
-            top_p=variant.top_p,
-            top_k=variant.top_k or -1,
-            presence_penalty=variant.presence_penalty,
-        )
+        self.sampling = sampling_of(variant)
         self._judge: RunJudge | None = None
         if config.reward.judge != "none" and any(task.judge is not None for task in benchmarks):
             self._judge = RunJudge(config.reward.judge_server, run.validation / "veroeval_judgements.jsonl", say)
@@ -243,8 +239,7 @@ class ValTasks:
         if isinstance(item, Broken):
             return item
         try:
-            messages = _encodable(item.messages)
-            prompt = self._processor.chat(messages, item.images)
+            prompt = prompt_of(self._processor, item)
         except PromptError as error:
             return Broken(item.id, error.reason, error.detail)
         _, refused = fitting([prompt], buckets, merge_size)
@@ -261,7 +256,7 @@ class ValTasks:
             ground_truth="",
             extra_info={},
         )
-        return dataclasses.replace(prompt, example=example), _text(messages), item.row
+        return dataclasses.replace(prompt, example=example), _text(prompt.example.messages), item.row
 
     def _scored(self, tasks: Sequence[_Open], name: str, step: int) -> TaskFigures:
         """The figures of all tasks; writes their files."""
@@ -271,7 +266,7 @@ class ValTasks:
             left_out = Counter(item.reason for item in task.left_out)
             results.append(result(task.benchmark, list(scores.values()), left_out))
             lines = [
-                json.dumps(_encodable({"task": task.benchmark.name, "step": step, **record}), ensure_ascii=False)
+                json.dumps(encodable({"task": task.benchmark.name, "step": step, **record}), ensure_ascii=False)
                 for record in self._records(task, scores)
             ]
             atomic_write(self._run.validation_file(f"{name}_{task.benchmark.name}"), "\n".join(lines) + "\n")
@@ -315,15 +310,6 @@ class ValTasks:
             }
         for item in task.left_out:
             yield {"id": item.id, "missing": item.reason, "detail": item.detail}
-
-
-def _encodable(value: Any) -> Any:
-    """A conversation without halves of surrogate pairs, which JSON files can hold and no tokenizer takes."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, Mapping):
-        return {key: _encodable(item) for key, item in value.items()}
-    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _text(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -58,7 +58,7 @@ def agreed(
 
     Args:
       settings: of this command.
-      asked: its tasks, each with {"limit", "questions", "data"}.
+      asked: its tasks, each with {"limit", "questions" (their ids), "data" (a fingerprint)}.
 
     Raises:
       UserError: answers that are there were made with other settings, or of other data.

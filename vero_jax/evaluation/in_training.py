@@ -11,7 +11,7 @@ from vero_jax.config import Config, TrainerConfig
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import Benchmark
 from vero_jax.evaluation.registry import category_key, select
-from vero_jax.evaluation.variants import Variant, variant
+from vero_jax.evaluation.variants import Variant, usual_variant, variant
 
 OVERALL = "overall"
 _OWN_METRIC = re.compile(r"val/(?:[^/]+/)?accuracy(?:_greedy)?|val-(?:core|aux)/.+")
@@ -41,8 +41,7 @@ def variant_for(trainer: TrainerConfig, model_type: str) -> Variant:
     Args:
       model_type: of the policy's config.json.
     """
-    usual = "reasoning_samplingq3" if model_type.startswith("qwen3_vl") else "reasoning"
-    return variant(trainer.val_tasks_variant or usual)
+    return variant(trainer.val_tasks_variant or usual_variant(model_type))
 
 
 def data_folder(trainer: TrainerConfig) -> Path:
