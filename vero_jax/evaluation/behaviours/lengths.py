@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,8 +14,9 @@ from vero_jax.evaluation.behaviours.traces import Input, Trace, thinking
 ALL = "all"
 """Stands for all domains together."""
 MEASURES = ("thinking words", "answer words", "answer tokens")
-"""Words are what white space separates. Tokens of the thinking part are not stored anywhere."""
+"""Words are what white space and the tags of thinking and answer separate. Tokens of the thinking part are not stored anywhere."""
 
+_TAG = re.compile(r"</?(?:think|answer)>")
 Length = Callable[[Trace], "int | None"]
 
 
@@ -49,11 +51,11 @@ def lengths(found: Input, domains: Sequence[str]) -> list[Lengths]:
         part = thinking(trace.text)
         if part is None and tagged and trace.cut:
             part = trace.text  # the limit came before the thinking ended
-        return None if part is None else len(part.split())
+        return None if part is None else _words(part)
 
     ways: dict[str, Length] = {
         "thinking words": words_of_thinking,
-        "answer words": lambda trace: len(trace.text.split()),
+        "answer words": lambda trace: _words(trace.text),
         "answer tokens": lambda trace: trace.tokens,
     }
     rows = []
@@ -88,6 +90,10 @@ def _measure(trained_on: str, domain: str, name: str, length: Length, traces: Se
         len(wrong),
         float(np.mean(wrong)) if wrong else None,
     )
+
+
+def _words(text: str) -> int:
+    return len(_TAG.sub(" ", text).split())
 
 
 def _clustered_error(values: np.ndarray, clusters: Sequence[str]) -> float | None:

@@ -107,6 +107,7 @@ VISUAL_BEHAVIOURS = (
                 "Candidates are rejected until the target is found.",
             ),
             Example("The red bag is behind the column.", False, "No search."),
+            Example("By the bench is a bag, by the door are umbrellas.", False, "Nothing is searched for."),
         ),
     ),
     Behaviour(
