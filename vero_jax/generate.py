@@ -84,10 +84,8 @@ def answer(
     return group.responses
 
 
-def open_engine(
-    folder: Path, adapter: Path | None, processor: Processor, rollout: RolloutConfig, *, dtype: str | None
-) -> tuple[Engine, Params]:
-    """An engine over all devices of this machine, and the weights of a folder.
+def policy_model(folder: Path, adapter: Path | None, *, dtype: str | None) -> ModelDef:
+    """The model of a folder.
 
     Args:
       folder, adapter: as `policy_parts` gives them.
@@ -98,13 +96,41 @@ def open_engine(
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     lora = None if adapter is None else adapter_lora(adapter)
-    model_def = ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype, lora=lora)
-    # Few prompts have no rows to split, so all devices share the weights.
-    mesh = make_mesh(MeshConfig(data=1, tensor=-1))
+    return ModelDef(ModelConfig.from_folder(folder), dtype=dtype, param_dtype=dtype, lora=lora)
+
+
+FEW_PROMPTS = MeshConfig(data=1, tensor=-1)
+"""Few prompts have no rows to split, so all devices share the weights."""
+
+
+def open_engine(
+    folder: Path,
+    adapter: Path | None,
+    processor: Processor,
+    rollout: RolloutConfig,
+    *,
+    dtype: str | None,
+    mesh: MeshConfig = FEW_PROMPTS,
+) -> tuple[Engine, Params]:
+    """An engine over all devices of this machine, and the weights of a folder.
+
+    Args:
+      folder, adapter, dtype: as `policy_model` takes them.
+
+    Raises:
+      UserError: the folder cannot be used.
+    """
+    model_def = policy_model(folder, adapter, dtype=dtype)
+    devices = make_mesh(mesh)
     engine = Engine(
-        model_def, rollout, mesh, stop_ids=processor.eos_ids, banned_ids=processor.banned_ids, decode=processor.decode
+        model_def,
+        rollout,
+        devices,
+        stop_ids=processor.eos_ids,
+        banned_ids=processor.banned_ids,
+        decode=processor.decode,
     )
-    return engine, load_adapted(folder, model_def, model_def.shardings(mesh), adapter=adapter or "")
+    return engine, load_adapted(folder, model_def, model_def.shardings(devices), adapter=adapter or "")
 
 
 def policy_parts(folder: str | Path) -> tuple[Path, Path | None]:

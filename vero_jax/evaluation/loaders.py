@@ -7,7 +7,7 @@ import binascii
 import dataclasses
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -50,41 +50,86 @@ class Broken:
 Item: TypeAlias = "Question | Broken"
 
 
-def questions(benchmark: Benchmark, root: Path, variant: Variant) -> grain.MapDataset:
+def questions(
+    benchmark: Benchmark, root: Path, variant: Variant, *, limit: int | None = None, done: Container[str] = ()
+) -> grain.MapDataset:
     """The questions of a benchmark in the order of its rows, as a Grain data set of `Question` and `Broken`.
 
     Args:
       root: the folder of all data sets, see `rows.open_rows`.
       variant: says what is added to questions.
+      limit: only so many of them, the first ones, with all rows that go with these; None: all.
+      done: ids to leave out.
 
     Raises:
       MissingData: the data is not there.
     """
-    return grain.MapDataset.source(QuestionSource(benchmark, open_rows(benchmark.source, root), variant))
+    return grain.MapDataset.source(
+        QuestionSource(benchmark, open_rows(benchmark.source, root), variant, limit=limit, done=done)
+    )
 
 
 class QuestionSource:
     """Questions by number (Grain's random access protocol). A row may hold several."""
 
-    def __init__(self, benchmark: Benchmark, rows: Rows, variant: Variant):
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        rows: Rows,
+        variant: Variant,
+        *,
+        limit: int | None = None,
+        done: Container[str] = (),
+    ):
         self._benchmark, self._rows, self._variant = benchmark, rows, variant
-        self._places: list[tuple[int, int]] | None = None
-        if benchmark.source.expand is not None:
-            counts = [_count(benchmark.source, row) for row in rows.without_pictures()]
-            self._places = [(row, part) for row, count in enumerate(counts) for part in range(count)]
+        places = self._limited(limit)
+        self.total = len(places)
+        """Questions within the limit, those that are done included."""
+        self._places = [place for place in places if self._name(*place) not in done]
 
     def __len__(self) -> int:
-        return len(self._rows) if self._places is None else len(self._places)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Item:
-        number, part = (index, 0) if self._places is None else self._places[index]
-        name = f"{self._benchmark.name}-{number}" + (f"-{part}" if part else "")
+        number, part = self._places[index]
+        name = self._name(number, part)
         try:
             return _question(self._benchmark, self._rows, self._rows[number], part, self._variant, name)
         except CountedError as error:
             return Broken(name, error.reason, error.detail)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             return Broken(name, "row not usable", f"{type(error).__name__}: {error}"[:200])
+
+    def _name(self, number: int, part: int) -> str:
+        return f"{self._benchmark.name}-{number}" + (f"-{part}" if part else "")
+
+    def _limited(self, limit: int | None) -> list[tuple[int, int]]:
+        """(row, question in it) of all questions within the limit."""
+        source, belongs_to = self._benchmark.source, self._benchmark.belongs_to
+        if source.expand is not None:
+            counts = [_count(source, row) for row in self._rows.without_pictures()]
+            return [(row, part) for row, count in enumerate(counts) for part in range(count)][:limit]
+        if limit is None or belongs_to is None:
+            return [(row, 0) for row in range(len(self._rows))][:limit]
+        rows = self._rows.without_pictures()
+        owners = [_owner(belongs_to, row) for row in rows]
+        own = set([place for place, owner in enumerate(owners) if owner is None][:limit])
+        ids = {str(rows[place].get("id")) for place in own if isinstance(rows[place], Mapping)}
+        return [(place, 0) for place, owner in enumerate(owners) if (place in own if owner is None else owner in ids)]
+
+
+def order(name: str) -> tuple[int, ...]:
+    """The place of a question among those of its benchmark, from its id."""
+    return tuple(int(part) for part in name.split("-")[1:])
+
+
+def _owner(belongs_to: Callable[[Row], tuple[str, str] | None], row: Row) -> str | None:
+    """The id of the row that a row's answer goes to; None for a question of its own, and for what can't be read."""
+    try:
+        place = belongs_to(row)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    return None if place is None else place[0]
 
 
 def _question(

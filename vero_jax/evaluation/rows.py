@@ -59,6 +59,8 @@ class Rows(abc.ABC):
     """Rows by number; a row that can't be read is a `BrokenRow`."""
 
     folder: Path
+    files: Sequence[Path]
+    """That hold the rows."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -75,7 +77,7 @@ class JsonRows(Rows):
     """The rows of JSONL files, or of JSON files that hold a list each; all in memory."""
 
     def __init__(self, folder: Path, files: Sequence[Path]):
-        self.folder = folder
+        self.folder, self.files = folder, tuple(files)
         try:
             self._rows = [row for path in files for _, row in json_rows.read(path)]
         except UserError as error:
@@ -95,7 +97,7 @@ class ParquetRows(Rows):
     """The rows of Parquet files, read a row group at a time."""
 
     def __init__(self, folder: Path, files: Sequence[Path]):
-        self.folder = folder
+        self.folder, self.files = folder, tuple(files)
         self._groups: list[tuple[Path, int]] = []
         counts = [0]
         for path in files:

@@ -110,6 +110,11 @@ VARIANTS = {
 """By name. For Vero on MiMo and Qwen2.5 bases "reasoning", on Qwen3 bases "reasoning_samplingq3"; others: baselines."""
 
 
+def usual_variant(model_type: str) -> str:
+    """The variant that is meant for a model of ours, by the `model_type` of its config.json."""
+    return "reasoning_samplingq3" if model_type.startswith("qwen3_vl") else "reasoning"
+
+
 def variant(name: str) -> Variant:
     """The variant of this name.
 

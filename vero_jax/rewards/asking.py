@@ -43,6 +43,8 @@ class Ask:
     """Makes the messages; may be slow. Raises `ImageError` where the row cannot be shown."""
     readable: Callable[[str], bool] = lambda reply: True
     """Whether a reply is worth keeping without another try."""
+    max_tokens: int | None = None
+    """Of the reply; None leaves it to the server's settings."""
 
     @property
     def seed(self) -> int:
@@ -155,7 +157,7 @@ async def _reply(server: JudgeServer, ask: Ask) -> dict[str, str]:
         return {"error": error.reason}
     reply = ""
     for attempt in range(READ_TRIES):
-        reply = await server.ask(question, seed=ask.seed + attempt)
+        reply = await server.ask(question, seed=ask.seed + attempt, max_tokens=ask.max_tokens)
         if ask.readable(reply):
             break
     return {"reply": reply}
@@ -185,12 +187,20 @@ def data_url(data: bytes, max_pixels: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def add_server_arguments(parser: argparse.ArgumentParser, defaults: JudgeConfig) -> None:
-    """The options of the server and of its sampling."""
+def add_server_arguments(parser: argparse.ArgumentParser, defaults: JudgeConfig, prefix: str = "") -> None:
+    """The options of the server and of its sampling.
+
+    Args:
+      prefix: goes before their names, such as "judge-", where a command has models of several kinds.
+    """
     group = parser.add_argument_group("the model's server (any with OpenAI's POST /chat/completions)")
-    group.add_argument("--base-url", default=defaults.base_url, metavar="URL", help="up to /v1; default: %(default)s")
-    group.add_argument("--model", default="", help="name that the server knows; default: the only one that it lists")
-    group.add_argument("--api-key-env", default="", metavar="NAME", help="environment variable that holds the key")
+
+    def add(name: str, **settings: Any) -> None:
+        group.add_argument(f"--{prefix}{name}", **settings)
+
+    add("base-url", default=defaults.base_url, metavar="URL", help="up to /v1; default: %(default)s")
+    add("model", default="", help="name that the server knows; default: the only one that it lists")
+    add("api-key-env", default="", metavar="NAME", help="environment variable that holds the key")
     for name, kind, about in (
         ("temperature", float, "default: %(default)s"),
         ("top-p", float, "default: %(default)s"),
@@ -199,18 +209,29 @@ def add_server_arguments(parser: argparse.ArgumentParser, defaults: JudgeConfig)
         ("concurrency", int, "requests at a time; default: %(default)s"),
         ("max-retries", int, "after a failure that may pass; default: %(default)s"),
     ):
-        group.add_argument(f"--{name}", type=kind, default=getattr(defaults, name.replace("-", "_")), help=about)
-    group.add_argument("--timeout", type=float, default=defaults.timeout_s, metavar="S", help="default: %(default)s")
-    group.add_argument("--extra-body", default="", metavar="JSON", help="more fields of each request, as one object")
-    group.add_argument("--no-json-mode", action="store_true", help="do not ask for JSON in the request")
+        add(name, type=kind, default=getattr(defaults, name.replace("-", "_")), help=about)
+    add("timeout", type=float, default=defaults.timeout_s, metavar="S", help="default: %(default)s")
+    add("extra-body", default="", metavar="JSON", help="more fields of each request, as one object")
+    add("no-json-mode", action="store_true", help="do not ask for JSON in the request")
 
 
-def server_config(arguments: argparse.Namespace) -> JudgeConfig:
+def server_config(
+    arguments: argparse.Namespace, prefix: str = "", wording: Wording = WORDING, **settings: Any
+) -> JudgeConfig:
     """The settings that the options give.
+
+    Args:
+      prefix: as `add_server_arguments` had it.
+      wording: names the options.
+      settings: those that no option gives.
 
     Raises:
       UserError: one of them makes no sense.
     """
+    before = prefix.replace("-", "_")
+    arguments = argparse.Namespace(
+        **{name.removeprefix(before): value for name, value in vars(arguments).items() if name.startswith(before)}
+    )
     config = JudgeConfig(
         base_url=arguments.base_url,
         model=arguments.model,
@@ -229,21 +250,22 @@ def server_config(arguments: argparse.Namespace) -> JudgeConfig:
         cache=False,
         sleep="never",
     )
-    check_server(config.base_url, config.api_key_env, WORDING.named)
+    config = dataclasses.replace(config, **settings)
+    check_server(config.base_url, config.api_key_env, wording.named)
     for name, value in (
-        ("--timeout", config.timeout_s),
-        ("--max-tokens", config.max_tokens),
-        ("--concurrency", config.concurrency),
+        ("timeout", config.timeout_s),
+        ("max-tokens", config.max_tokens),
+        ("concurrency", config.concurrency),
     ):
-        _need(value > 0, f"{name} must be greater than 0, not {value}")
-    _need(config.max_retries >= 0, f"--max-retries must not be negative, but is {config.max_retries}")
-    _need(config.temperature >= 0, f"--temperature must not be negative, but is {config.temperature}")
-    _need(0 < config.top_p <= 1, f"--top-p must lie above 0 and at most at 1, not at {config.top_p}")
+        _need(value > 0, f"--{prefix}{name} must be greater than 0, not {value}")
+    _need(config.max_retries >= 0, f"--{prefix}max-retries must not be negative, but is {config.max_retries}")
+    _need(config.temperature >= 0, f"--{prefix}temperature must not be negative, but is {config.temperature}")
+    _need(0 < config.top_p <= 1, f"--{prefix}top-p must lie above 0 and at most at 1, not at {config.top_p}")
     try:
         extra = json.loads(config.extra_body or "{}")
     except ValueError:
         extra = None
-    _need(isinstance(extra, dict), f"--extra-body must be a JSON object in one text, not {config.extra_body!r}")
+    _need(isinstance(extra, dict), f"--{prefix}extra-body must be a JSON object in one text, not {config.extra_body!r}")
     return config
 
 

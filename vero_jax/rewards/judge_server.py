@@ -151,22 +151,28 @@ class JudgeServer:
                     continue
                 raise self._cannot_start(failure) from None
 
-    def request(self, prompt: Question) -> dict[str, Any]:
-        """The request for a prompt as the settings want it, without its seed: what a judgement depends on."""
+    def request(self, prompt: Question, max_tokens: int | None = None) -> dict[str, Any]:
+        """The request for a prompt as the settings want it, without its seed: what a judgement depends on.
+
+        Args:
+          max_tokens: of the reply; None takes the settings'.
+        """
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt),
-            "max_tokens": self._config.max_tokens,
+            "max_tokens": self._config.max_tokens if max_tokens is None else max_tokens,
             **_optional_fields(self._config),
         }
 
-    async def ask(self, prompt: Question, *, seed: int, retries: int | None = None) -> str:
+    async def ask(
+        self, prompt: Question, *, seed: int, retries: int | None = None, max_tokens: int | None = None
+    ) -> str:
         """The reply to a prompt, "" where it has no text. Tries again what may pass, `max_retries` times by default.
 
         Raises:
           JudgeFailure: with the reason of the last try.
         """
-        request = self.request(prompt) | {"seed": seed}
+        request = self.request(prompt, max_tokens) | {"seed": seed}
         for name in [*_optional_fields(self._config), "seed"]:
             if name not in self._optional:
                 request.pop(name, None)

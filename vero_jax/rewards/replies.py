@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +26,31 @@ def reply_key(row_id: str, request: Mapping[str, Any], rollout: int) -> str:
     digest = hashlib.sha256(request_key(request))
     digest.update(json.dumps([row_id, rollout]).encode())
     return digest.hexdigest()[:32]
+
+
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """What a `ReplyFile` left, by key; nothing where there is no file.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        return {str(record["key"]): record for _, record in _lines(path) if record is not None}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a file, each with its record, None where it cannot be read."""
+    with open(path, "rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            yield line, record if isinstance(record, dict) and "key" in record else None
 
 
 class ReplyFile(Generic[T]):
@@ -66,6 +91,9 @@ class ReplyFile(Generic[T]):
     def __len__(self) -> int:
         return len(self._known)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._known
+
     def get(self, key: str) -> T | None:
         """What was made of the reply under a key, None where there is none."""
         return self._known.get(key)
@@ -94,14 +122,14 @@ class ReplyFile(Generic[T]):
     def _load(self) -> None:
         end = b"\n"
         try:
-            with open(self.path, "rb") as lines:
-                for line in lines:
-                    end = line[-1:]
-                    try:
-                        record = json.loads(line)
-                        self._known[str(record["key"])] = self._parse(record)
-                    except (ValueError, KeyError, TypeError, RecursionError):
-                        self.ignored += 1
+            for line, record in _lines(self.path):
+                end = line[-1:]
+                try:
+                    if record is None:
+                        raise ValueError("no record")
+                    self._known[str(record["key"])] = self._parse(record)
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    self.ignored += 1
             if end != b"\n":
                 os.write(self._file, b"\n")  # the next record must not go on a line that was cut
         except OSError as error:

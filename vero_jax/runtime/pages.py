@@ -46,18 +46,18 @@ def write_sample_page(
     numbers = dict(_headline(groups) if headline is None else headline)
     cards = "\n".join(_group_card(group, number) for number, group in enumerate(groups))
     domains = sorted({group.prompt.example.domain for group in groups})
-    options = "".join(f'<option value="{_text(name)}">{_text(name)}</option>' for name in domains)
-    body = _template("page.html").substitute(
-        run=_text(run_name),
+    options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in domains)
+    body = template("page.html").substitute(
+        run=escape(run_name),
         step=step,
-        numbers=_tiles(numbers),
+        numbers=tiles(numbers),
         # "<" could end the script element that holds the numbers
         headline=json.dumps({"step": step, "numbers": _finite(numbers)}).replace("<", "\\u003c"),
         options=options,
         count=len(groups),
         cards=cards or '<p class="empty">No groups were kept for this step.</p>',
     )
-    _write(path, f"{run_name}, step {step}", body)
+    write_page(path, f"{run_name}, step {step}", body)
 
 
 def write_index(folder: Path, run_name: str = "run") -> None:
@@ -71,19 +71,30 @@ def write_index(folder: Path, run_name: str = "run") -> None:
         entry = json.loads(found[1])
         rows.append((page.name, int(entry["step"]), entry["numbers"]))
         names += [name for name in entry["numbers"] if name not in names]
-    head = "<th>step</th>" + "".join(f"<th>{_text(name)}</th>" for name in names)
+    head = "<th>step</th>" + "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = "\n".join(
-        f'<tr><td><a href="{_text(name)}">{step}</a></td>'
-        + "".join(f"<td>{_number(numbers.get(key))}</td>" for key in names)
+        f'<tr><td><a href="{escape(name)}">{step}</a></td>'
+        + "".join(f"<td>{short_number(numbers.get(key))}</td>" for key in names)
         + "</tr>"
         for name, step, numbers in rows
     )
-    body = _template("index.html").substitute(run=_text(run_name), head=head, rows=lines)
-    _write(folder / "index.html", f"{run_name}: sample answers", body)
+    body = template("index.html").substitute(run=escape(run_name), head=head, rows=lines)
+    write_page(folder / "index.html", f"{run_name}: sample answers", body)
 
 
-def _write(path: Path, title: str, body: str) -> None:
-    page = _template("shell.html").substitute(title=_text(title), style=_asset("pages.css"), body=body.rstrip("\n"))
+def write_page(path: Path, title: str, body: str, style: str = "") -> None:
+    """One page in the house's look.
+
+    Args:
+      body: markup, with everything that comes from data escaped.
+      style: CSS after that of all pages.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    page = template("shell.html").substitute(
+        title=escape(title), style=asset("pages.css") + style, body=body.rstrip("\n")
+    )
     atomic_write(path, page)
 
 
@@ -114,17 +125,17 @@ def _group_card(group: Group, number: int) -> str:
     spread = float(np.std(totals)) if totals else math.nan
     tags = {"domain": example.domain, "source": example.source, "reward": example.reward_type, "id": example.id}
     responses = "\n".join(_response(group, index) for index in range(len(group.responses)))
-    return _template("group.html").substitute(
-        domain=_text(example.domain),
+    return template("group.html").substitute(
+        domain=escape(example.domain),
         order=number,
         mean=_sort_key(mean),
-        tags="".join(f'<span class="tag {kind}" title="{kind}">{_text(value)}</span>' for kind, value in tags.items()),
-        reward=_number(mean),
-        spread=_number(spread),
+        tags="".join(f'<span class="tag {kind}" title="{kind}">{escape(value)}</span>' for kind, value in tags.items()),
+        reward=short_number(mean),
+        spread=short_number(spread),
         images=_images(example, group),
         prompt=_prompt(example),
         tokens=f"{len(group.prompt.token_ids):,}",
-        gold=_text(example.ground_truth) or '<span class="muted">empty</span>',
+        gold=escape(example.ground_truth) or '<span class="muted">empty</span>',
         responses=responses,
         count=len(group.responses),
     )
@@ -147,7 +158,7 @@ def _images(example: Example, group: Group) -> str:
             if source
             else f'<div class="broken">image cannot be shown ({len(data):,} bytes)</div>'
         )
-        parts.append(f"<figure>{picture}<figcaption>{_text(', '.join(caption))}</figcaption></figure>")
+        parts.append(f"<figure>{picture}<figcaption>{escape(', '.join(caption))}</figcaption></figure>")
     return "".join(parts) or '<p class="muted">no image</p>'
 
 
@@ -156,11 +167,11 @@ def _prompt(example: Example) -> str:
     images = iter(range(1, len(example.images) + 1))
     for message in example.messages:
         # Placeholders are numbered over the whole conversation, like the images.
-        pieces = [_text(piece) for piece in str(message.get("content", "")).split("<image>")]
+        pieces = [escape(piece) for piece in str(message.get("content", "")).split("<image>")]
         text = pieces[0] + "".join(
             f'<span class="mark">image {next(images, "?")}</span>{piece}' for piece in pieces[1:]
         )
-        parts.append(f'<div class="message"><span class="role">{_text(message.get("role", ""))}</span>')
+        parts.append(f'<div class="message"><span class="role">{escape(message.get("role", ""))}</span>')
         parts.append(f'<div class="text">{text}</div></div>')
     return "".join(parts)
 
@@ -174,19 +185,19 @@ def _response(group: Group, index: int) -> str:
         "accuracy": _part(score, "accuracy"),
         "format": _part(score, "format"),
         "overlong": _part(score, "overlong"),
-        "advantage": f'<span class="{_sign(advantage)}">{_number(advantage, plus=True)}</span>',
+        "advantage": f'<span class="{_sign(advantage)}">{short_number(advantage, plus=True)}</span>',
         "tokens": f"{len(response.token_ids):,}",
-        "mean logprob": _number(_mean_logprob(response)),
-        "stop": f'<span class="stop-{_text(response.stop_reason)}">{_text(response.stop_reason)}</span>',
+        "mean logprob": short_number(_mean_logprob(response)),
+        "stop": f'<span class="stop-{escape(response.stop_reason)}">{escape(response.stop_reason)}</span>',
     }
     facts = "".join(f"<span><b>{name}</b>{value}</span>" for name, value in cells.items())
     total = score.total if score is not None and score.missing is None else math.nan
     missing = (
-        f'<p class="missing">no score: {_text(score.missing)}</p>'
+        f'<p class="missing">no score: {escape(score.missing)}</p>'
         if score is not None and score.missing is not None
         else ""
     )
-    text = _text(response.text) or '<span class="muted">empty</span>'
+    text = escape(response.text) or '<span class="muted">empty</span>'
     return (
         f'<article class="response {_grade(total)}" data-reward="{_sort_key(total)}" data-order="{index}">'
         f'<div class="facts"><span class="number">{index + 1}</span>{facts}</div>{missing}'
@@ -201,11 +212,11 @@ def _mean_logprob(response: Response) -> float:
 def _reward_cell(score: Score | None) -> str:
     if score is None or score.missing is not None:
         return "-"
-    return f'<span class="reward">{_number(score.total)}</span>'
+    return f'<span class="reward">{short_number(score.total)}</span>'
 
 
 def _part(score: Score | None, name: str) -> str:
-    return "-" if score is None or score.missing is not None else _number(getattr(score, name))
+    return "-" if score is None or score.missing is not None else short_number(getattr(score, name))
 
 
 def _headline(groups: Sequence[Group]) -> dict[str, float]:
@@ -231,11 +242,15 @@ def _finite(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-def _tiles(numbers: Mapping[str, float | None]) -> str:
-    return "".join(f"<div><b>{_number(value)}</b><span>{_text(name)}</span></div>" for name, value in numbers.items())
+def tiles(numbers: Mapping[str, float | None]) -> str:
+    """Figures side by side for the top of a page."""
+    return "".join(
+        f"<div><b>{short_number(value)}</b><span>{escape(name)}</span></div>" for name, value in numbers.items()
+    )
 
 
-def _number(value: float | None, *, plus: bool = False) -> str:
+def short_number(value: float | None, *, plus: bool = False) -> str:
+    """A figure with three digits or so; "-" where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
     text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}".rstrip("0").rstrip(".")
@@ -258,17 +273,24 @@ def _grade(total: float) -> str:
     return "good" if total >= 0.75 else "fair" if total >= 0.15 else "poor"
 
 
-def _text(value: Any) -> str:
-    """Escaped; control characters, which HTML forbids, as visible marks."""
+def printable(value: Any) -> str:
+    """As text that a page can hold: control characters, which HTML forbids, are visible marks."""
     shown = "".join(char if char >= " " or char in "\n\t" else "\ufffd" for char in str(value).replace("\r\n", "\n"))
     # A lone surrogate can come out of a byte-level tokenizer's decode and cannot be written as UTF-8.
-    return html.escape(shown.encode("utf-8", "replace").decode("utf-8"))
+    return shown.encode("utf-8", "replace").decode("utf-8")
+
+
+def escape(value: Any) -> str:
+    """As markup that shows the value's text."""
+    return html.escape(printable(value))
 
 
 @functools.cache
-def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8")
+def asset(name: str, folder: Path = _ASSETS) -> str:
+    """The text of a file that pages are made of."""
+    return (folder / name).read_text(encoding="utf-8")
 
 
-def _template(name: str) -> Template:
-    return Template(_asset(name))
+def template(name: str, folder: Path = _ASSETS) -> Template:
+    """A piece of markup with $places."""
+    return Template(asset(name, folder))

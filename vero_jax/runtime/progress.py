@@ -57,7 +57,7 @@ class Progress:
         """A line above the bar; printed as it is, without markup."""
         self._console.print(message, markup=False, highlight=False)
 
-    def phase(self, name: str, total: int, done: int = 0) -> None:
+    def phase(self, name: str, total: int, done: int = 0, unit: str = "steps") -> None:
         """Begins a phase of `total` steps, of which a resumed run has `done` behind it. Replaces the phase before."""
         self._name = PHASE_NAMES.get(name, name)
         self._total, self._done, self._done_at_start = total, done, done
@@ -68,7 +68,7 @@ class Progress:
                 self._bar.update(self._task, visible=False)
             self._task = self._bar.add_task(self._name, total=total, completed=done, numbers="")
         else:
-            self.say(f"{self._name}: {total} steps" + (f", {done} done" if done else ""))
+            self.say(f"{self._name}: {total} {unit}" + (f", {done} done" if done else ""))
 
     def step(self, numbers: Mapping[str, float | int | None] | None = None, advance: int = 1) -> None:
         """One step further, with the few numbers worth a look (label -> value)."""

@@ -29,9 +29,10 @@ from vero_jax.parallel.sharding import partition_spec, received_bytes
 from vero_jax.parallel.trace_guard import TraceGuard
 from vero_jax.sampling.inputs import Buckets, check_prompt, pad_prompts, sample_keys, token_inputs, vision_inputs
 from vero_jax.sampling.programs import Programs, PromptRows, Reading
-from vero_jax.sampling.session import Drawn, Request, Session
+from vero_jax.sampling.session import Request, Session
 from vero_jax.sampling.state import Lanes, Layout, Pages, Prompts, Sizes
-from vero_jax.types import Group, Prompt, Response
+from vero_jax.sampling.stream import groups
+from vero_jax.types import Group, Prompt
 
 
 @dataclasses.dataclass
@@ -158,7 +159,8 @@ class Engine:
         self.buckets = Buckets(tuple(sorted(rollout.prompt_buckets)), tuple(sorted(rollout.patch_buckets)))
         self.patch_layout = model_def.config.patch_layout
         self.layout = Layout(mesh, model_def.config.text.num_kv_heads)
-        self._decode_text = decode
+        self.decode_text = decode
+        """Turns response ids into text, or None."""
         self._kept: dict[Sizes, SessionPrograms] = {}
         vocab = model_def.config.text.vocab_size
         self._programs = Programs(
@@ -250,24 +252,13 @@ class Engine:
         keys = sample_keys(prompts, n, seed, step)
         # Prompts of one bucket are read together.
         order = sorted(range(len(prompts)), key=lambda index: (*self.buckets.of(index, prompts[index]), index))
-        index_of = {
-            session.submit(Request(prompts[index], keys[index], sampling, limits[index])): index for index in order
-        }
-        parts: dict[int, list[list[Drawn]]] = {number: [[] for _ in range(n)] for number in index_of}
-        missing = dict.fromkeys(index_of, n)
-        while not session.idle:
-            self.between_rounds()
-            for drawn in session.advance():
-                if drawn.start == 0:
-                    parts[drawn.request][drawn.sample].clear()  # of a response that is drawn again
-                parts[drawn.request][drawn.sample].append(drawn)
-                missing[drawn.request] -= drawn.stop_reason is not None
-                if missing[drawn.request] == 0 and drawn.stop_reason is not None:
-                    responses = tuple(self._response(pieces) for pieces in parts.pop(drawn.request))
-                    stats.prompts, stats.responses = stats.prompts + 1, stats.responses + n
-                    stats.seconds = time.perf_counter() - start
-                    index = index_of[drawn.request]
-                    yield index, Group(prompt=prompts[index], responses=responses)
+        requests = [(index, Request(prompts[index], keys[index], sampling, limits[index])) for index in order]
+        for index, group in groups(
+            session, requests, decode=self.decode_text, between_rounds=lambda: self.between_rounds()
+        ):
+            stats.prompts, stats.responses = stats.prompts + 1, stats.responses + n
+            stats.seconds = time.perf_counter() - start
+            yield index, group
 
     def session(
         self,
@@ -416,19 +407,6 @@ class Engine:
         text, dtype = self.model_def.config.text, self.model_def.dtype
         shape = (text.num_layers, rows, text.num_kv_heads, length, text.head_dim)
         return Reading(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, text.hidden_size), dtype))
-
-    def _response(self, pieces: Sequence[Drawn]) -> Response:
-        ids = np.concatenate([piece.token_ids for piece in pieces])
-        reason = pieces[-1].stop_reason or "length"
-        text = ids[:-1] if reason == "stop" else ids
-        warped = [piece.warped_logprobs for piece in pieces if piece.warped_logprobs is not None]
-        return Response(
-            token_ids=ids,
-            logprobs=np.concatenate([piece.logprobs for piece in pieces]),
-            stop_reason=reason,
-            text="" if self._decode_text is None else self._decode_text(text.tolist()),
-            warped_logprobs=np.concatenate(warped) if warped else None,
-        )
 
     def reshard_bytes(self) -> float:
         """What a device receives when the weights go to sampling's layout, which is sent in sampling's type."""

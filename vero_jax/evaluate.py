@@ -1,0 +1,389 @@
+"""Evaluates a checkpoint on VeroEval's benchmarks.
+
+    python -m vero_jax.evaluate FOLDER --tasks chartqa,mathvista_testmini --data DATA --limit 50
+
+The data sets lie under DATA in the hub's layout (`--download` fetches what is missing). All that is answered and judged
+is on disk at once: the same command goes on where it was stopped, and asks nothing twice. docs/evaluation.md has more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+
+from vero_jax.answering import Work, answer_all, check_sizes
+from vero_jax.checkpoints.hub import resolve_checkpoint
+from vero_jax.checkpoints.saved_params import run_checkpoints
+from vero_jax.config import DataConfig, JudgeConfig
+from vero_jax.data.processor import Processor
+from vero_jax.data.prompts import system_prompt
+from vero_jax.errors import RunFailed, UserError, friendly
+from vero_jax.evaluation import judges, outcome
+from vero_jax.evaluation.agreement import agreed, checkpoint_fingerprint, data_fingerprint
+from vero_jax.evaluation.benchmark import Benchmark
+from vero_jax.evaluation.folder import ResultsFolder
+from vero_jax.evaluation.judges import JudgeDesk
+from vero_jax.evaluation.loaders import QuestionSource
+from vero_jax.evaluation.registry import benchmark as benchmark_of
+from vero_jax.evaluation.registry import select
+from vero_jax.evaluation.report import write_report
+from vero_jax.evaluation.rows import MissingData, open_rows
+from vero_jax.evaluation.variants import CONTEXT, SEED, VARIANTS, Variant, usual_variant, variant
+from vero_jax.generate import open_engine, policy_model, policy_parts
+from vero_jax.rewards.asking import add_server_arguments, server_config
+from vero_jax.rewards.replies import ReplyFile, read_records
+from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
+from vero_jax.runtime.progress import Progress
+from vero_jax.runtime.signals import Interrupted, StopRequest
+from vero_jax.sampling.room import device_memory, find_room
+
+LEAST_ANSWER = 256
+"""Tokens that must be left for an answer: longer questions are left out, and counted."""
+DATA = f"{DataConfig().cache_dir}/veroeval"
+PICTURES = ("all", "failures", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to evaluate, and how. What is not about the figures may change when an evaluation goes on."""
+
+    checkpoint: str
+    """A folder in either format, an id on the hub, a PEFT folder, or a run directory with its exported policy."""
+    tasks: tuple[str, ...] = ("veroeval",)
+    data: str = DATA
+    output: str = ""
+    variant: str = ""
+    """Empty: the one that is meant for the checkpoint's family."""
+    limit: int | None = None
+    samples: int = 1
+    seed: int = SEED
+    max_new_tokens: int | None = None
+    """Where the variant allows more."""
+    context: int = CONTEXT
+    system: str = ""
+    max_pixels: int | None = None
+    dtype: str | None = None
+    tensor: int | None = None
+    lanes: int | None = None
+    pictures: str = "all"
+    """Which questions' pictures are kept beside the results."""
+    download: bool = False
+    judge: JudgeConfig | None = None
+
+
+def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopRequest | None = None) -> dict[str, Any]:
+    """Answers, judges and scores what is missing, and writes the results; see `evaluation.folder` for the files.
+
+    Returns:
+      what results.json holds.
+
+    Raises:
+      UserError: the checkpoint, the settings, the folder or the judge cannot be used.
+      Interrupted: `stop` asked for it; all answers so far are kept.
+    """
+    begun = time.monotonic()
+    stop = stop or StopRequest()
+    checkpoint, adapter = policy_parts(_policy_folder(plan.checkpoint))
+    model_type = str(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+    setting = variant(plan.variant or usual_variant(model_type))
+    most_tokens = min(plan.max_new_tokens or setting.max_new_tokens, plan.context - 1)
+    check_sizes(plan.samples, most_tokens, plan.context, plan.limit)
+    wanted = select(plan.tasks)
+    folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).name}-{setting.name}")
+    say(f"{plan.checkpoint}, variant {setting.name}: {len(wanted)} benchmarks, results in {folder.path}")
+    reasons = _download(wanted, plan, say) if plan.download else {}
+
+    with contextlib.ExitStack() as stack:
+        asked, todo = _open_tasks(wanted, plan, setting, folder, reasons, stack)
+        settings = agreed(folder, _settings(plan, setting, checkpoint_fingerprint(checkpoint, adapter)), asked)
+        desk = _open_desk(plan, folder, settings, say, stack)
+        judged = [name for name in settings["asked"] if benchmark_of(name).judge is not None]
+        if judged and desk is None:
+            say(f"no judge: {', '.join(judged)} will not be scored; --judge-base-url names a judge's server")
+        folder.write_settings(settings)
+        if todo:
+            if desk is not None and any(work.benchmark.judge for work in todo):
+                desk.start()  # a judge that cannot be used is found out before hours of answers
+            _answer(plan, setting, checkpoint, adapter, todo, folder, desk, most_tokens, stop)
+        problem = None if desk is None else _judge(judged, settings, setting, folder, desk, stop)
+        if desk is not None and plan.judge is not None and desk.model:
+            settings["judge"] = judges.described(plan.judge, desk.model)
+            folder.write_settings(settings)
+        outcomes = [_scored(name, settings, setting, folder, desk, stop) for name in settings["asked"]]
+    outcomes += [outcome.not_run_outcome(benchmark_of(name), reason) for name, reason in reasons.items()]
+    results = outcome.results_json(outcomes, settings, time.monotonic() - begun)
+    folder.write_results(results)
+    if plan.pictures != "all":
+        folder.drop_images(_failed_pictures(folder) if plan.pictures == "failures" else set())
+    write_report(folder.path)
+    if problem is not None:
+        raise RunFailed(f"{problem}; what is there so far is scored in {folder.path}")
+    return results
+
+
+# --- before the answers
+
+
+def _policy_folder(name: str) -> Path:
+    """The checkpoint's folder; of a run directory that of its exported policy."""
+    folder = resolve_checkpoint(name)
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        if (folder / "hf" / "config.json").is_file():
+            return folder / "hf"
+        if run_checkpoints(folder) is not None:
+            raise UserError(
+                f"{folder} is a run directory without an exported policy; make one with "
+                f"python -m vero_jax.convert {folder} OUT, and evaluate OUT"
+            )
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} is no checkpoint: it has no config.json; give the path of a checkpoint folder")
+    return folder
+
+
+def _download(wanted: Sequence[Benchmark], plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
+    from vero_jax.evaluation.download import download
+
+    return dict(download(wanted, Path(plan.data).expanduser(), say))
+
+
+def _open_tasks(
+    wanted: Sequence[Benchmark],
+    plan: Plan,
+    setting: Variant,
+    folder: ResultsFolder,
+    reasons: dict[str, str],
+    stack: contextlib.ExitStack,
+) -> tuple[dict[str, dict[str, Any]], list[Work]]:
+    """What is asked of the benchmarks whose data is there, and what of it has no answer yet.
+
+    Benchmarks without data go to `reasons`.
+    """
+    asked, todo = {}, []
+    for task in wanted:
+        try:
+            rows = open_rows(task.source, Path(plan.data).expanduser())
+        except MissingData as error:
+            reasons.setdefault(task.name, f"no data: {error}")
+            continue
+        file = stack.enter_context(ReplyFile(folder.answers_file(task.name), lambda record: True))
+        source = QuestionSource(task, rows, setting, limit=plan.limit, done=file)
+        asked[task.name] = {"limit": plan.limit, "questions": source.total, "data": data_fingerprint(rows)}
+        if len(source):
+            todo.append(Work(task, grain.MapDataset.source(source), file))
+    for name in asked:
+        reasons.pop(name, None)  # a download that failed matters only where there is no data from before
+    return asked, todo
+
+
+def _settings(plan: Plan, setting: Variant, fingerprint: str) -> dict[str, Any]:
+    """What is written beside the results."""
+    return {
+        "checkpoint": plan.checkpoint,
+        "fingerprint": fingerprint,
+        "variant": setting.name,
+        "limit": plan.limit,
+        "samples": plan.samples,
+        "seed": plan.seed,
+        "data": plan.data,
+        "context": plan.context,
+        "max_new_tokens": plan.max_new_tokens,
+        "max_pixels": plan.max_pixels,
+        "system": plan.system,
+        "dtype": plan.dtype,
+        "judge": None,
+    }
+
+
+def _open_desk(
+    plan: Plan,
+    folder: ResultsFolder,
+    settings: Mapping[str, Any],
+    say: Callable[[str], None],
+    stack: contextlib.ExitStack,
+) -> JudgeDesk | None:
+    if plan.judge is None:
+        return None
+    known = settings["judge"] or {}
+    # Under the name that it had at the same place, replies are found again without asking the server for it.
+    model = str(known.get("model", "")) if known.get("base_url") == plan.judge.base_url else ""
+    return stack.enter_context(JudgeDesk(plan.judge, folder.judgements_file, model=model, say=say))
+
+
+# --- answers, judgements, scores
+
+
+def _answer(
+    plan: Plan,
+    setting: Variant,
+    checkpoint: Path,
+    adapter: Path | None,
+    todo: Sequence[Work],
+    folder: ResultsFolder,
+    desk: JudgeDesk | None,
+    most_tokens: int,
+    stop: StopRequest,
+) -> None:
+    """Loads the checkpoint and has it answer; the judge is asked meanwhile."""
+    longest = plan.context - min(LEAST_ANSWER, most_tokens)
+    processor = Processor.from_folder(
+        checkpoint, system_prompt=plan.system, max_prompt_length=longest, max_pixels=plan.max_pixels
+    )
+    questions = sum(len(work.questions) for work in todo)
+    room = find_room(
+        policy_model(checkpoint, adapter, dtype=plan.dtype),
+        devices=len(jax.devices()),
+        memory=device_memory(jax.devices()),
+        samples=plan.samples,
+        max_new_tokens=max(min(most_tokens, setting.tokens(work.benchmark.kind)) for work in todo),
+        max_prompt_tokens=longest,
+        tensor=plan.tensor,
+        lanes=plan.lanes,
+        answers=questions * plan.samples,
+    )
+    engine, params = open_engine(checkpoint, adapter, processor, room.rollout, dtype=plan.dtype, mesh=room.mesh)
+    engine.between_rounds = stop.check
+
+    def answered(task: Benchmark, name: str, record: Mapping[str, Any]) -> None:
+        # Answers that are compared with others wait until all are there.
+        if desk is not None and task.judge is not None and task.belongs_to is None:
+            for item in outcome.items(task, {name: record}, setting):
+                judges.submit(desk, task, item.answer, item.record["row"], item.id)
+
+    with Progress() as progress:
+        progress.phase("answers", questions, unit="questions")
+        answer_all(
+            engine,
+            params,
+            processor,
+            todo,
+            folder,
+            setting,
+            samples=plan.samples,
+            seed=plan.seed,
+            context=plan.context,
+            most_tokens=most_tokens,
+            progress=progress,
+            answered=answered,
+        )
+
+
+def _judge(
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    setting: Variant,
+    folder: ResultsFolder,
+    desk: JudgeDesk,
+    stop: StopRequest,
+) -> UserError | None:
+    """Has the judge asked what it was not asked before. Returns why it stopped answering, if it did.
+
+    Raises:
+      UserError: the judge cannot be used at all.
+    """
+    for name in names:
+        task, records = benchmark_of(name), read_records(folder.answers_file(name))
+        for item in outcome.items(task, records, setting, settings["asked"][name]["limit"]):
+            judges.submit(desk, task, item.answer, item.record["row"], item.id)
+    try:
+        desk.finish(stop.check)
+    except UserError as error:
+        return error
+    return None
+
+
+def _scored(
+    name: str,
+    settings: Mapping[str, Any],
+    setting: Variant,
+    folder: ResultsFolder,
+    desk: JudgeDesk | None,
+    stop: StopRequest,
+) -> outcome.TaskOutcome:
+    """Scores a task and writes its lines; a task whose questions are not all answered has no figure."""
+    stop.check()
+    task, asked = benchmark_of(name), settings["asked"][name]
+    records = read_records(folder.answers_file(name))
+    if len(records) < asked["questions"]:
+        reason = f"only {len(records)} of {asked['questions']} questions are answered so far"
+        return outcome.not_run_outcome(task, reason, len(records))
+    lines = list(outcome.scored_rows(task, records, setting, desk, asked["limit"]))
+    folder.write_rows(name, (line for line, _ in lines))
+    return outcome.task_outcome(task, lines, settings["samples"])
+
+
+def _failed_pictures(folder: ResultsFolder) -> set[str]:
+    """The pictures of questions that were not answered in full."""
+    return {
+        picture
+        for name in folder.tasks()
+        for row in folder.rows(name)
+        for picture in row["images"]
+        if row.get("strict") is None or row["strict"] < 1
+    }
+
+
+@friendly
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vero_jax.evaluate", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "checkpoint", help="checkpoint folder, PEFT adapter folder, run directory, or id of the model hub"
+    )
+    parser.add_argument(
+        "--tasks", default="veroeval", help="veroeval, domains and benchmarks, with commas; default: %(default)s"
+    )
+    parser.add_argument("--data", default=DATA, metavar="FOLDER", help="of all data sets; default: %(default)s")
+    parser.add_argument("--download", action="store_true", help="fetch data sets that are missing from the hub")
+    parser.add_argument("--output", default="", metavar="FOLDER", help="default: evaluations/<checkpoint>-<variant>")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each benchmark")
+    parser.add_argument(
+        "--variant", choices=VARIANTS, default="", help="default: the one that is meant for the checkpoint's family"
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="answers to each question, for Avg@K")
+    parser.add_argument("--seed", type=int, default=SEED, help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="where the variant allows more")
+    parser.add_argument(
+        "--context", type=int, default=CONTEXT, help="tokens of question and answer together; default: %(default)s"
+    )
+    parser.add_argument("--system", default="", help="text, .txt file or built-in name of a system prompt")
+    parser.add_argument("--max-pixels", type=int, help="larger images are made smaller")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 elsewhere")
+    parser.add_argument("--tensor", type=int, metavar="N", help="devices that share a copy of the model")
+    parser.add_argument("--lanes", type=int, metavar="N", help="answers that are drawn side by side, on all devices")
+    parser.add_argument("--pictures", choices=PICTURES, default="all", help="which are kept beside the results")
+    add_server_arguments(parser, JudgeConfig(base_url="", max_tokens=2_048), judges.PREFIX)
+    args = parser.parse_args(argv)
+    judge = None
+    if args.judge_base_url:
+        args.judge_extra_body = args.judge_extra_body or judges.THINKING_OFF
+        judge = server_config(args, judges.PREFIX, judges.WORDING, json_mode="off")
+    own = {field.name for field in dataclasses.fields(Plan)} - {"judge", "tasks", "system"}
+    plan = Plan(
+        **{name: value for name, value in vars(args).items() if name in own},
+        tasks=(args.tasks,),
+        system=system_prompt(args.system),
+        judge=judge,
+    )
+    spare_host_threads()
+    enable_compilation_cache(DataConfig().cache_dir)
+    with StopRequest() as stop:
+        try:
+            results = evaluate(plan, stop=stop)
+        except Interrupted:
+            print("stopped: all answers so far are kept, and the same command goes on from there", file=sys.stderr)
+            return stop.exit_code
+    print(outcome.printed(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
