@@ -29,8 +29,9 @@ from vero_jax.evaluation.behaviours.questions import MAX_TRACE
 from vero_jax.evaluation.behaviours.rates import SEED, Rate, chosen, rate_of
 from vero_jax.evaluation.behaviours.traces import Input, Trace, domains_of, read_input
 from vero_jax.evaluation.behaviours.writing import length_csv, length_lines, rate_csv, rate_entry, rate_lines
-from vero_jax.rewards.asking import WORDING, add_server_arguments, collect, server_config
-from vero_jax.rewards.judge_server import JudgeServer
+from vero_jax.evaluation.judges import PREFIX
+from vero_jax.rewards.asking import add_server_arguments, collect, server_config
+from vero_jax.rewards.judge_server import JudgeServer, Wording
 from vero_jax.rewards.replies import ReplyFile
 from vero_jax.runtime.files import atomic_write
 
@@ -38,6 +39,7 @@ DEFAULTS = JudgeConfig(
     base_url="", temperature=0.0, top_p=1.0, top_k=-1, max_tokens=2048, timeout_s=300.0, concurrency=32
 )
 """Greedy, as in the paper."""
+WORDING = Wording(setting="--judge-{}", settings="the --judge-... options", without=", or leave it out")
 FORMAT = 1
 REPLIES = "replies.jsonl"
 RATES, OVERVIEW, BY_TRAINING = "behaviours.csv", "behaviours.png", "behaviours_by_training.png"
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.per_domain is not None and arguments.per_domain < 1:
         raise UserError(f"--per-domain must be 1 or more, not {arguments.per_domain}")
-    config = server_config(arguments) if arguments.base_url else None
+    config = server_config(arguments, PREFIX, WORDING) if arguments.judge_base_url else None
     _make(arguments.output)
     inputs = named_inputs(arguments.inputs, arguments.trained_on)
     domains = domains_of(inputs)
@@ -101,10 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         "--per-domain", type=int, metavar="N", help="judge at most N answers of each domain and input; default: all"
     )
     parser.add_argument(
-        "--judge-url", dest="base_url", metavar="URL", help="asks this judge for behaviours; the same as --base-url"
+        "--judge-url",
+        dest="judge_base_url",
+        metavar="URL",
+        help="asks this judge for behaviours; the same as --judge-base-url",
     )
-    add_server_arguments(parser, DEFAULTS)
-    parser.set_defaults(extra_body=DEFAULTS.extra_body)
+    add_server_arguments(parser, DEFAULTS, PREFIX)
+    parser.set_defaults(judge_extra_body=DEFAULTS.extra_body)  # no thinking
     return parser
 
 

@@ -60,6 +60,6 @@ def run(folder: Path, validations: Mapping[str, Sequence[Group]], mixture: Mixtu
     made = RunDir(folder)
     for name, groups in validations.items():
         records = [*_records(groups, "sampled", 0), *_records(groups, "greedy", 0), *_records(groups, "blind", 0)]
-        atomic_write(made.validation_file(name), "".join(json.dumps(record) + "\n" for record in records))
+        atomic_write(made.validation_file(name), "\n".join(map(json.dumps, records)) + "\n")
     atomic_write(made.config, to_yaml(Config(data=DataConfig(mixture=mixture or MixtureConfig()))))
     return folder

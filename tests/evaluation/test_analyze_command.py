@@ -117,7 +117,7 @@ def test_replies_that_cannot_be_read_are_unjudged_and_not_0(endpoint: Endpoint, 
     assert entry["judge"]["unreadable"] == 5 and entry["judge"]["no_reply"] == 0
     assert next(one for one in entry["behaviours"] if one["behaviour"] == "abstraction")["rate"] is None
     before = len(endpoint.bodies)
-    analyze(path, "--judge-url", endpoint.url, "--model", "tiny-judge", "--output", tmp_path / "out")
+    analyze(path, "--judge-url", endpoint.url, "--judge-model", "tiny-judge", "--output", tmp_path / "out")
     assert len(endpoint.bodies) == before  # nobody is asked again what it said before, nor anything else
 
 
@@ -144,7 +144,7 @@ def test_questions_without_a_reply_are_counted_and_asked_the_next_time(
 def test_kept_replies_are_not_asked_again_after_a_kill(endpoint: Endpoint, tmp_path: Path) -> None:
     path = results(tmp_path / "r", {"chartqa": [trace(n, NAMES[n]) for n in range(6)]})
     endpoint.otherwise = slow(0.1, marked)
-    words = [path, "--judge-url", endpoint.url, "--output", tmp_path / "out", "--concurrency", "4"]
+    words = [path, "--judge-url", endpoint.url, "--output", tmp_path / "out", "--judge-concurrency", "4"]
     command = [sys.executable, "-m", "vero_jax.analyze", *map(str, words)]
     replies = tmp_path / "out" / "replies.jsonl"
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ)
@@ -250,9 +250,12 @@ def test_no_server_is_one_sentence(tmp_path: Path, capsys) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     path = results(tmp_path / "r", {"chartqa": [trace(1)]})
-    words = ("--judge-url", f"http://127.0.0.1:{port}/v1", "--max-retries", "0", "--output", tmp_path / "out")
+    words = ("--judge-url", f"http://127.0.0.1:{port}/v1", "--judge-max-retries", "0", "--output", tmp_path / "out")
     assert analyze(path, *words) == 2
-    assert re.fullmatch(r"error: the server at .* does not answer .*: start it, or .*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: the judge's server at .* does not answer .*: start it, or correct --judge-base-url, or leave it out\n",
+        capsys.readouterr().err,
+    )
 
 
 @pytest.mark.parametrize(

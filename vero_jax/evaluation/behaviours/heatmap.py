@@ -24,6 +24,8 @@ Cells = Mapping[tuple[str, str, str], Rate]
 _COLORS = colormaps["YlGnBu"].with_extremes(bad="#eeeeee")
 _PER_ROW = 4
 _BEHAVIOURS_PER_ROW = 6
+_TITLE = 1.9
+"""Inches that the longest name of a behaviour takes as a title."""
 
 
 def draw_overview(cells: Cells, inputs: Sequence[str], domains: Sequence[str], names: Sequence[str], out: Path) -> None:
@@ -47,7 +49,8 @@ def draw_behaviours(
     """For each behaviour a map of what was trained on by evaluated domains."""
     columns = _BEHAVIOURS_PER_ROW
     rows = math.ceil(len(names) / columns)
-    figure = _figure(2.0 + columns * (0.42 * len(domains) + 0.2), 1.6 + rows * (0.27 * len(inputs) + 0.45))
+    width = max(0.42 * len(domains), _TITLE) + 0.2
+    figure = _figure(2.0 + columns * width, 1.6 + rows * (0.27 * len(inputs) + 0.45))
     grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for place, (axes, name) in enumerate(zip(grid, names, strict=False)):
         _draw(axes, [[cells.get((one, domain, name)) for domain in domains] for one in inputs], size=6)

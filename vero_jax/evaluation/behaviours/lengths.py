@@ -14,7 +14,7 @@ from vero_jax.evaluation.behaviours.traces import Input, Trace, thinking
 ALL = "all"
 """Stands for all domains together."""
 MEASURES = ("thinking words", "answer words", "answer tokens")
-"""Words are what white space and the tags of thinking and answer separate. Tokens of the thinking part are not stored anywhere."""
+"""Words are what white space and the tags of thinking and answer separate; the thinking part has no count of tokens."""
 
 _TAG = re.compile(r"</?(?:think|answer)>")
 Length = Callable[[Trace], "int | None"]

@@ -14,6 +14,7 @@ import yaml
 
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import CATEGORIES
+from vero_jax.evaluation.folder import ResultsFolder
 from vero_jax.evaluation.registry import all_benchmarks
 from vero_jax.runtime.metrics import read_metrics
 from vero_jax.types import DOMAINS
@@ -119,18 +120,18 @@ def thinking(text: str) -> str | None:
 
 
 def _results(path: Path, name: str) -> Input:
-    listed = _task_entries(path)
+    folder = ResultsFolder(path)
+    listed = folder.results()["tasks"]
     traces: list[Trace] = []
     left_out: Counter[str] = Counter()
-    for file in sorted((path / "questions").glob("*.jsonl")):
-        task = file.stem
+    for task in folder.tasks():
         known, entry = all_benchmarks().get(task), listed.get(task) or {}
         domain = known.category if known else entry.get("category")
         if not domain:
-            raise UserError(f"{file}: no benchmark is called {task!r}, and results.json does not name its category")
+            raise UserError(f"{path}: no benchmark is called {task!r}, and results.json does not name its category")
         benchmark = known.row if known else str(entry.get("row") or task)
         scale = known.scale / 100 if known else 1.0
-        for row in json_lines(file):
+        for row in folder.rows(task):
             text = row.get("response")
             if not isinstance(text, str):
                 left_out[str(row.get("missing") or "no response")] += 1
@@ -140,7 +141,7 @@ def _results(path: Path, name: str) -> Input:
                 Trace(
                     domain=str(domain),
                     benchmark=benchmark,
-                    id=f"{task}/{row.get('id')}",
+                    id=f"{task}/{row['id']}",
                     sample=int(_number(row.get("sample")) or 0),
                     text=text,
                     tokens=_count(row.get("tokens")),
@@ -151,17 +152,6 @@ def _results(path: Path, name: str) -> Input:
     return Input(path, name or path.absolute().name, "results", path, tuple(traces), dict(left_out))
 
 
-def _task_entries(path: Path) -> Mapping[str, Any]:
-    file = path / "results.json"
-    try:
-        tasks = json.loads(file.read_text("utf-8"))["tasks"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read as the results of vero_jax.evaluate: {error!r}") from error
-    if not isinstance(tasks, dict):
-        raise UserError(f"{file} cannot be read as the results of vero_jax.evaluate: tasks is no object")
-    return tasks
-
-
 # Runs.
 
 
@@ -170,10 +160,14 @@ def _run(path: Path, run: Path, file: Path, name: str) -> Input:
     for row in json_lines(file):
         if row.get("mode", "sampled") != "sampled":  # the greedy and the blind answers are to the same questions
             continue
+        if "domain" not in row:  # answers to benchmarks, for one
+            raise UserError(
+                f"{file} does not hold the answers to a run's own validation questions: give a file such as final.jsonl"
+            )
         accuracy = _number(row.get("accuracy"))
         traces.append(
             Trace(
-                domain=CATEGORY.get(str(row.get("domain")), str(row.get("domain"))),
+                domain=CATEGORY.get(str(row["domain"]), str(row["domain"])),
                 benchmark=str(row.get("source")),
                 id=str(row.get("id")),
                 sample=0,
@@ -241,6 +235,8 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError):
