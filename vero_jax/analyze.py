@@ -141,13 +141,14 @@ def named_inputs(words: Sequence[str], trained_on: Sequence[str]) -> list[Input]
     if repeated:
         raise UserError(f"two inputs are called {repeated[0]!r}: give each a name of its own")
     inputs = [read_input(Path(path).expanduser(), name) for name, path in given]
-    counts = Counter(one.trained_on for one in inputs)
-    inputs = [
-        dataclasses.replace(one, trained_on=f"{one.trained_on} ({one.path})")
-        if counts[one.trained_on] > 1 and not name
-        else one
-        for one, (name, _) in zip(inputs, given, strict=True)
-    ]
+    for place_of in (lambda one: one.path.absolute().name, lambda one: one.path):
+        counts = Counter(one.trained_on for one in inputs)
+        inputs = [
+            dataclasses.replace(one, trained_on=f"{one.trained_on} ({place_of(one)})")
+            if counts[one.trained_on] > 1 and not name
+            else one
+            for one, (name, _) in zip(inputs, given, strict=True)
+        ]
     repeated = [name for name, count in Counter(one.trained_on for one in inputs).items() if count > 1]
     if repeated:
         raise UserError(f"{repeated[0]} is given twice: give each input once, or name them by name=path")

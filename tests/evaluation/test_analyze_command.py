@@ -282,11 +282,14 @@ def test_a_wrong_word_is_one_sentence(
     assert re.search(sentence, error) and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_runs_of_the_same_domains_are_told_apart_by_their_paths(tmp_path: Path) -> None:
-    paths = [run(tmp_path / name, {"final": [group("q", "stem", "x")]}) for name in ("one", "two")]
+@pytest.mark.parametrize("names", [("one", "two"), ("a/same", "b/same")])
+def test_runs_of_the_same_domains_are_told_apart_by_their_places(names: tuple[str, str], tmp_path: Path) -> None:
+    paths = [run(tmp_path / name, {"final": [group("q", "stem", "x")]}) for name in names]
     assert analyze(*paths, "--output", tmp_path / "out") == 0
     entry = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    assert [one["trained_on"] for one in entry["inputs"]] == [f"mixture ({path})" for path in paths]
+    short = [f"mixture ({path.name})" for path in paths]
+    wanted = short if short[0] != short[1] else [f"mixture (same) ({path})" for path in paths]
+    assert [one["trained_on"] for one in entry["inputs"]] == wanted
 
 
 def test_the_help_says_what_comes_in_and_what_the_judge_is(capsys) -> None:

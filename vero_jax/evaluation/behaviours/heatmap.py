@@ -37,7 +37,7 @@ def draw_overview(cells: Cells, inputs: Sequence[str], domains: Sequence[str], n
     for place, (axes, trained_on) in enumerate(zip(grid, inputs, strict=False)):
         values = [[cells.get((trained_on, domain, name)) for domain in domains] for name in names]
         _draw(axes, values, size=7)
-        axes.set_title(fill(f"trained on {trained_on}", 12 * len(domains)), fontsize=10)
+        axes.set_title(fill(f"trained on {trained_on}", 10 * len(domains)), fontsize=10)
         axes.set_xticks(range(len(domains)), [_counted(domain, values, at) for at, domain in enumerate(domains)])
         axes.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names))
     _finish(figure, grid, len(inputs), "presence rate of each behaviour", out)
