@@ -166,8 +166,8 @@ def check_sizes(samples: int, most_tokens: int, context: int, limit: int | None)
     Raises:
       UserError: the sentence names the option.
     """
+    if context < 2:
+        raise UserError(f"--context {context} leaves no room for a question and an answer")
     for name, value in (("--samples", samples), ("--max-new-tokens", most_tokens), ("--limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value} must be at least 1")
-    if context < 2:
-        raise UserError(f"--context {context} leaves no room for a question and an answer")

@@ -303,9 +303,14 @@ class TrainerConfig:
     val_sampling: SamplingConfig = SamplingConfig(temperature=0.7)
     val_greedy: bool = True  # measure the greedy answers too
     val_blind: bool = True  # measure how many answers change when the images are blanked
+    val_tasks: tuple[str, ...] = ()  # VeroEval benchmarks that validation asks, too: chartqa, stem, or veroeval for all
+    val_tasks_dir: str = ""  # folder of their data sets, see docs/evaluation.md
+    val_tasks_limit: int = 50  # questions of each, spread evenly over its data set; 0: all of them
+    val_tasks_variant: str = ""  # how they are asked; empty: reasoning_samplingq3 for Qwen3-VL, reasoning for others
     save_every: int = 40
     keep_checkpoints: int = 2  # the newest ones
-    keep_best: int = 1  # and those with the best accuracy in a validation of just these weights
+    keep_best: int = 1  # and those that are best in a validation of just these weights
+    keep_best_by: str = "val/accuracy"  # the metric of validation that says so: val/stem/accuracy, val/chartqa/score
     checkpoint_dir: str = ""  # of the checkpoints, a folder or gs://bucket/path, {name} allowed; empty: in run_dir
     max_bad_updates: int = 5  # in a row whose gradient is not finite: the run stops; 0: it never does
     save_bad_batches: int = 3  # of such updates, kept in the run's folder for python -m vero_jax.replay

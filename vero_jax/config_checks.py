@@ -10,7 +10,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Sequence
 
-from vero_jax.config import BuildConfig, Config, JudgeConfig, LoRASettings, SamplingConfig
+from vero_jax.config import BuildConfig, Config, JudgeConfig, LoRASettings, SamplingConfig, TrainerConfig
 from vero_jax.errors import UserError
 from vero_jax.rewards.custom import split_target
 from vero_jax.rewards.settings import BUILTIN, weighted_targets
@@ -35,6 +35,10 @@ def validate(config: Config) -> None:
     _check_rollout(config)
     _check_batches(config)
     _check_reward(config)
+    if config.trainer.val_tasks or config.trainer.keep_best_by != TrainerConfig().keep_best_by:
+        from vero_jax.evaluation.in_training import check  # takes a second that most commands need not wait
+
+        check(config)
     if config.reward.judge != "none":
         _check_judge(config.reward.judge_server)
     _check_mesh(config)
@@ -96,6 +100,7 @@ def _check_numbers(config: Config) -> None:
         _need(value > 0, f"{key} must be greater than 0, not {value}.")
     not_negative = {
         "trainer.keep_best": trainer.keep_best,
+        "trainer.val_tasks_limit": trainer.val_tasks_limit,
         "trainer.max_bad_updates": trainer.max_bad_updates,
         "trainer.save_bad_batches": trainer.save_bad_batches,
         "seed": config.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vero_jax.config import Config
+from vero_jax.config import Config, TrainerConfig
 from vero_jax.config_loader import to_dict
 from vero_jax.runtime.checkpoint import CheckpointMeta
 from vero_jax.runtime.run_dir import fingerprint
@@ -58,6 +58,11 @@ class Position:
             bad_steps=self.bad_steps,
             **more,
         )
+
+    @staticmethod
+    def best_by(meta: CheckpointMeta) -> str:
+        """The metric that the scores of the run's checkpoints were until then; older runs know one only."""
+        return str(meta.config.get("trainer", {}).get("keep_best_by", TrainerConfig.keep_best_by))
 
     @classmethod
     def of(cls, meta: CheckpointMeta, config: Config) -> Position:

@@ -44,6 +44,7 @@ from vero_jax.runtime.processes import check_batches
 from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import Prompt
+from vero_jax.val_tasks import ValTasks, check_data, open_tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,8 @@ class System:
     """Counts the traces of every compiled program of the run."""
     hosts: Hosts = dataclasses.field(default_factory=Hosts)
     """The processes of the run."""
+    val_tasks: ValTasks | None = None
+    """VeroEval's benchmarks that validations ask."""
 
     @property
     def coordinates(self) -> Coordinates:
@@ -107,11 +110,14 @@ class System:
     def warm_up_sampler(self, params: Params) -> None:
         """Compiles what training and validation may ask of the engine."""
         rollout, trainer = self.config.rollout, self.config.trainer
-        asked = ((rollout.n, rollout.sampling), (1, trainer.val_sampling), (1, SamplingConfig()))
+        most = rollout.max_response_length
+        asked = [(rollout.n, most, rollout.sampling), (1, most, trainer.val_sampling), (1, most, SamplingConfig())]
+        if (tasks := self.val_tasks) is not None:
+            asked += [(1, tasks.new_tokens(task), tasks.sampling) for task in tasks.benchmarks]
         # What differs in numbers only has the same programs.
-        kinds = {(n, sampling.truncates, sampling.has_penalties): (n, sampling) for n, sampling in asked}
-        for n, sampling in kinds.values():
-            self.engine.warm_up(params, n=n, max_new_tokens=rollout.max_response_length, sampling=sampling)
+        kinds = {(n, limit, kind.truncates, kind.has_penalties): (n, limit, kind) for n, limit, kind in asked}
+        for n, limit, sampling in kinds.values():
+            self.engine.warm_up(params, n=n, max_new_tokens=limit, sampling=sampling)
 
     def reward_pool(self) -> RewardPool:
         """Worker processes for the rewards; a context manager."""
@@ -185,6 +191,7 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None], hosts:
     check_batches(config, hosts.count)
     say(versions_header())
     mesh = make_mesh(config.mesh)
+    hosts.agree(lambda: check_data(config))  # before anything that takes long
     prepared = prepare(config.data.source, config.data, say=say)
 
     def found() -> Path:
@@ -218,7 +225,10 @@ def build_system(config: Config, run: RunDir, say: Callable[[str], None], hosts:
         decode=processor.decode,
         guard=guard,
     )
-    system = System(config, mesh, folder, processor, model_def, prepared, train_rows, val_rows, engine, guard, hosts)
+    tasks = open_tasks(config, processor, model_def.config.model_type, run, say, hosts)
+    system = System(
+        config, mesh, folder, processor, model_def, prepared, train_rows, val_rows, engine, guard, hosts, tasks
+    )
     total, trained = (
         f"{count / 1e6:,.2f} M"
         for count in (model_def.num_params(), trainable_policy(config, model_def, mesh).num_trained)

@@ -252,11 +252,13 @@ class Recipe:
                 coordinates=self.system.coordinates,
                 judge=self.judge,
                 hosts=self.system.hosts,
+                tasks=self.system.val_tasks,
             )
             seconds = time.perf_counter() - start
         self.at.results[name] = measured.to_json()
-        if self.at.step:
-            self.checkpoints.note_score(self.at.step, measured.sampled.overall)
+        best_by = self.config.trainer.keep_best_by
+        if self.at.step and best_by in measured.metrics:
+            self.checkpoints.note_score(self.at.step, measured.metrics[best_by])
         step = self.at.phase_step if self.at.phase == "reinforcement" else 0
         self.record.metrics(step, {"stage": stage, **measured.metrics, "timing_s/testing": seconds}, phase="validation")
         self.progress.say(f"  {measured}" + "".join(f"; {count} left out: {why}" for why, count in problems.items()))
@@ -289,6 +291,9 @@ class Recipe:
             device=devices_line(),
             extra={
                 "blind_changed": {name: result.get("blind_changed") for name, result in self.at.results.items()},
+                "veroeval": {
+                    name: result["veroeval"] for name, result in self.at.results.items() if "veroeval" in result
+                },
                 "questions": {
                     "train": str(self.system.train_rows),
                     "validation": str(self.system.val_rows),
@@ -313,6 +318,8 @@ class Recipe:
         check_same_data(meta.data, self.system.data_identity)
         if changed := differences(meta.config, to_dict(self.config), free=True):
             self.progress.say(f"settings that have changed since: {changes_sentence(changed)}")
+        if Position.best_by(meta) != self.config.trainer.keep_best_by:
+            self.checkpoints.forget_scores()
         self.at = Position.of(meta, self.config)
         self.kl = dataclasses.replace(self.kl, coef=meta.kl_controller["coef"])
         self.progress.say(f"resuming from the checkpoint at {meta.phase.replace('_', ' ')} step {meta.phase_step}")

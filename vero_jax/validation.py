@@ -1,4 +1,7 @@
-"""Validation: every question once, sampled, greedy, and with its images blanked; accuracy by source and domain."""
+"""Validation: every question once, sampled, greedy, and with its images blanked; accuracy by source and domain.
+
+With `trainer.val_tasks` the benchmarks of VeroEval are asked, too; see `val_tasks.py`.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from vero_jax.runtime.run_dir import RunDir
 from vero_jax.runtime.summary import Accuracy
 from vero_jax.sampling.engine import Engine
 from vero_jax.types import DOMAINS, Group, Prompt
+from vero_jax.val_tasks import TaskFigures, ValTasks
 
 GREEDY = SamplingConfig(temperature=0.0)
 BLANK = 128  # mid grey: the value nearest to "nothing" for a normalised image
@@ -34,14 +38,16 @@ class Validation:
     blind_changed: float | None
     """Share of greedy answers that change when the images are blanked; near 0 means that the pictures are not used."""
     metrics: dict[str, float]
+    tasks: TaskFigures | None = None
+    """Of VeroEval's benchmarks, where the run asks any."""
 
     def to_json(self) -> dict[str, Any]:
-        """Accuracy by domain, for the checkpoint and the summary."""
+        """Accuracy by domain and scores of benchmarks, for the checkpoint and the summary."""
         return {
             "sampled": dict(self.sampled.domains),
             "greedy": None if self.greedy is None else dict(self.greedy.domains),
             "blind_changed": self.blind_changed,
-        }
+        } | ({} if self.tasks is None else {"veroeval": self.tasks.scores})
 
     def __str__(self) -> str:
         text = f"accuracy {self.sampled.overall:.3f} sampled"
@@ -49,7 +55,7 @@ class Validation:
             text += f", {self.greedy.overall:.3f} greedy"
         if self.blind_changed is not None:
             text += f"; without its image {self.blind_changed:.0%} of the answers change"
-        return text
+        return text if self.tasks is None else f"{text}; {self.tasks.text}"
 
 
 def validate(
@@ -65,6 +71,7 @@ def validate(
     coordinates: str = "normalized_1000",
     judge: JudgePool | None = None,
     hosts: Hosts | None = None,
+    tasks: ValTasks | None = None,
 ) -> Validation:
     """Answers all validation questions and writes them to `validation/<name>.jsonl`.
 
@@ -76,6 +83,7 @@ def validate(
       coordinates: what the policy's boxes and points mean.
       judge: scores the reward types that need one.
       hosts: the processes of the run; the primary one writes the answers.
+      tasks: VeroEval's benchmarks, which are asked after the run's own questions.
     """
     trainer = config.trainer
     modes: list[tuple[str, SamplingConfig, bool]] = [("sampled", trainer.val_sampling, False)]
@@ -111,7 +119,9 @@ def validate(
         atomic_write(run.validation_file(name), "\n".join(lines) + "\n")
     measured = _summarise(groups)
     judged = {} if judge is None else {f"val/{name}": value for name, value in judge.metrics().items()}
-    return dataclasses.replace(measured, metrics=measured.metrics | judged)
+    figures = None if tasks is None else tasks.measure(engine, params, name=name, step=step)
+    metrics = measured.metrics | judged | ({} if figures is None else figures.metrics)
+    return dataclasses.replace(measured, metrics=metrics, tasks=figures)
 
 
 def _summarise(groups: dict[str, list[Group]]) -> Validation:

@@ -146,6 +146,7 @@ async def _collect(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await server.sleep()  # where it can, and the settings want it
         await server.close()
     return outcome
 

@@ -108,9 +108,12 @@ class Checkpoints:
     def note_score(self, step: int, score: float) -> None:
         """Says what the weights after a step are worth: of two the higher is better. Survives a restart."""
         self.scores[step] = score
-        if jax.process_index() == 0:
-            with _save_errors(self._folder):
-                write_scores(self._folder, self.scores)
+        self._write_scores()
+
+    def forget_scores(self) -> None:
+        """Says that what was noted so far cannot be compared with what will be."""
+        self.scores.clear()
+        self._write_scores()
 
     @property
     def steps(self) -> list[int]:
@@ -230,6 +233,11 @@ class Checkpoints:
         if metadata is None:
             raise ValueError("the list of its arrays is gone")
         return _shapes(getattr(metadata, "tree", metadata))
+
+    def _write_scores(self) -> None:
+        if jax.process_index() == 0:
+            with _save_errors(self._folder):
+                write_scores(self._folder, self.scores)
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames broken checkpoints to broken_<step>, so that their steps can be saved again and a person can look."""

@@ -34,11 +34,12 @@ from vero_jax.runtime.places import checkpoint_place, fill_in, is_bucket, saved_
 FREE_KEYS = (
     # how long, and what is written on the way
     "name", "run_dir", "trainer.steps", "trainer.log_every", "trainer.log_with", "trainer.save_every",
-    "trainer.keep_checkpoints", "trainer.keep_best", "trainer.checkpoint_dir", "trainer.samples_every",
-    "trainer.max_bad_updates", "trainer.save_bad_batches",
+    "trainer.keep_checkpoints", "trainer.keep_best", "trainer.keep_best_by", "trainer.checkpoint_dir",
+    "trainer.samples_every", "trainer.max_bad_updates", "trainer.save_bad_batches",
     "trainer.export", "model.lora.export", "trainer.resume",
     "cold_start.log_every", "trainer.val_before", "trainer.val_every", "trainer.val_batch",
     "trainer.val_greedy", "trainer.val_blind",
+    "trainer.val_tasks", "trainer.val_tasks_dir", "trainer.val_tasks_limit", "trainer.val_tasks_variant",
     # the machine: the result does not depend on these
     "mesh.data", "mesh.fsdp", "mesh.expert", "mesh.tensor", "distributed.mode", "distributed.coordinator",
     "distributed.num_processes", "distributed.process_id", "distributed.timeout_s", "distributed.peer_timeout_s",
