@@ -219,7 +219,8 @@ def test_command_prints_an_aligned_table_and_json(tmp_path, capsys):
 
 def test_no_difference_is_printed_without_a_sign_of_one(tmp_path):
     folders = two(tmp_path, {"erqa": rows("erqa", [1, 0])}, {"erqa": rows("erqa", [1, 0])})
-    assert "-0.0" not in table(compare(*folders, draws=100))
+    printed = table(compare(*folders, draws=100))
+    assert "[0.0, 0.0]" in printed and "-0.0" not in printed and "+0.0" not in printed
 
 
 def test_other_questions_under_the_same_id_are_told(tmp_path):
@@ -284,7 +285,7 @@ def test_broken_rows_are_refused_with_their_place(tmp_path, capsys, line, words)
 
 
 def test_thirty_benchmarks_of_a_thousand_questions_take_seconds():
-    """Processor time; 2.9 s on one core of a cloud machine."""
+    """Processor time; 2.6 to 2.9 s on one core of a cloud machine."""
     rng = np.random.default_rng(0)
     tasks: list[Benchmark] = list(all_benchmarks().values())[:30]
     pairs = [Paired(task, plain(rng.integers(0, 2, 1000)), plain(rng.integers(0, 2, 1000))) for task in tasks]

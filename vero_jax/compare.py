@@ -261,7 +261,8 @@ def _figures(found: Difference) -> tuple[str, ...]:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # adding 0.0 makes -0.0 positive
+    rounded = round(value, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
 def _interval(found: Difference) -> str:
