@@ -110,7 +110,7 @@ def test_answers_become_metrics_means_of_categories_and_files(processor, tmp_pat
     assert found.text == "chartqa 50.0, infovqa_val 100.0, mathvision_test 100.0"
     first, second = case.lines("chartqa")
     assert first == {
-        "task": "chartqa", "step": 3, "id": "chartqa-0", "input": "<image>How many?", "output": RIGHT,
+        "task": "chartqa", "step": 3, "id": "chartqa-0", "input": "How many?", "output": RIGHT,
         "extracted": "14", "prediction": "14", "score": 1.0, "strict": 1.0, "group": "human", "missing": None,
         "stop_reason": "stop", "response_length": 7,
     }  # fmt: skip
@@ -180,20 +180,18 @@ def test_what_cannot_be_asked_is_counted_by_reason_and_written_down(processor, t
         "chartqa-0": None,
         "chartqa-1": "image not readable",
         "chartqa-2": "prompt too long",
-        "chartqa-3": "pictures too large",
+        "chartqa-3": "prompt too long",
         "chartqa-4": None,
         "chartqa-5": "image tokens do not match the images",
     }
-    assert "1 left out: pictures too large" in found.text
+    assert "2 left out: prompt too long" in found.text
 
 
 def test_half_of_a_surrogate_pair_in_a_conversation_stops_nothing(processor, tmp_path):
-    turns = [{"role": "user", "content": "What \ud800?"}, {"role": "assistant", "content": "14 \udfff"}]
-    row = {
-        "image": stored(),
-        "category": "charts",
-        "conversation": json.dumps(turns),
-    }  # text in text: in no reader's way
+    asked = [{"type": "image"}, {"type": "text", "text": "What \ud800?"}]
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": "14 \udfff"}]
+    # JSON inside of a text, which no reader of files looks into.
+    row = {"image": stored(), "category": "charts", "conversation": json.dumps(turns)}
     write(benchmark("mm_mt_bench"), tmp_path / "data", [row])
     case = Case(processor, tmp_path, ["mm_mt_bench"])
     assert case.measure(Engine()).metrics["val/mm_mt_bench/unjudged"] == 1.0
@@ -266,7 +264,7 @@ def test_the_judge_of_the_run_is_asked_in_free_text_and_once_about_equal_answers
     for _ in range(2):  # the second time from the run's own file
         found = tasks.measure(Engine(), None, name="before", step=0)  # type: ignore[arg-type]
         assert found.scores == {"chartmuseum": 100.0} and found.metrics["val/chartmuseum/unjudged"] == 0.0
-    wanted = [body for body in endpoint.bodies if "Is four the same" not in body["messages"][0]["content"]]
+    wanted = [body for body in endpoint.bodies if "a right answer to" not in body["messages"][0]["content"]]
     assert len(wanted) == 2
     for body in wanted:
         assert "response_format" not in body and body["presence_penalty"] == 0.0
@@ -296,7 +294,7 @@ def test_a_judge_that_fails_later_leaves_answers_unjudged_and_the_run_goes_on(
     endpoint.first = endpoint.otherwise = refuses(403)
     found = tasks.measure(Engine(), None, name="before", step=0)  # type: ignore[arg-type]
     assert found.scores == {"chartmuseum": None} and found.metrics["val/chartmuseum/unjudged"] == 1.0
-    assert case.said[-1].startswith("validation goes on without judgements: ")
+    assert case.said[-1].startswith("validation goes on without some judgements: ")
 
 
 def test_a_judge_that_cannot_be_asked_is_found_out_before_the_run_begins(processor, tmp_path, endpoint):  # noqa: F811
@@ -392,7 +390,13 @@ def test_scores_by_another_metric_are_forgotten_and_stay_so(tmp_path):
 
 # Whole runs.
 
-SHORT = ("cold_start.steps=0", "trainer.steps=2", "trainer.val_every=1", "trainer.val_blind=false")
+SHORT = (
+    "cold_start.steps=0",
+    "optim.warmup_steps=0",
+    "trainer.steps=2",
+    "trainer.val_every=1",
+    "trainer.val_blind=false",
+)
 FITTING = ("data.max_prompt_length=96", "rollout.prompt_buckets=96", "cold_start.max_solution_length=96")
 
 
@@ -433,6 +437,7 @@ def test_benchmarks_are_measured_and_change_nothing_in_training(real_charts, cac
     assert "validation asks 8 questions of chartqa (VeroEval, variant reasoning_samplingq3)" in output
     assert "1 left out: image not readable, 1 left out: prompt too long" in output
     assert numbers(run) == numbers(without)
+    assert any(line["actor/grad_norm"] > 0 and line["actor/lr"] > 0 for line in metrics(run))
     stages = metrics(run, "validation")
     assert [line["stage"] for line in stages] == ["before", "during", "final"]
     for line, plain in zip(stages, metrics(without, "validation"), strict=True):

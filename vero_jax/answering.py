@@ -91,7 +91,7 @@ def answer_all(
 
     def requests() -> Iterator[tuple[_Asked, Request]]:
         for each in work:
-            for item in _prompts(each, processor, engine):
+            for item in prompts(each.questions, processor, engine):
                 if isinstance(item, Broken):
                     finished(each, item.id, {"missing": item.reason, "detail": item.detail})
                     progress.step({"tokens/s": engine.stats.tokens_per_s})
@@ -122,8 +122,10 @@ def answer_all(
             progress.step({"tokens": float(np.mean([len(r.token_ids) for r in group.responses]))})
 
 
-def _prompts(each: Work, processor: Processor, engine: Engine) -> Iterator[tuple[Question, Prompt] | Broken]:
-    """The questions of a benchmark with their prompts, read ahead."""
+def prompts(
+    questions: grain.MapDataset, processor: Processor, engine: Engine
+) -> Iterator[tuple[Question, Prompt] | Broken]:
+    """The questions of a benchmark with their prompts, read ahead; what the engine can't be asked is broken, too."""
 
     def prepared(item: Question | Broken) -> tuple[Question, Prompt] | Broken:
         if isinstance(item, Broken):
@@ -138,7 +140,7 @@ def _prompts(each: Work, processor: Processor, engine: Engine) -> Iterator[tuple
         return item, prompt
 
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
-    found: Iterator[Any] = iter(each.questions.map(prepared).to_iter_dataset(options))
+    found: Iterator[Any] = iter(questions.map(prepared).to_iter_dataset(options))
     return found
 
 

@@ -31,7 +31,6 @@ from vero_jax.errors import RunFailed, UserError, friendly
 from vero_jax.evaluation import judges, outcome
 from vero_jax.evaluation.agreement import agreed, checkpoint_fingerprint, data_fingerprint
 from vero_jax.evaluation.benchmark import Benchmark
-from vero_jax.evaluation.choosing import chosen
 from vero_jax.evaluation.folder import ResultsFolder
 from vero_jax.evaluation.judges import JudgeDesk
 from vero_jax.evaluation.loaders import QuestionSource
@@ -178,13 +177,10 @@ def _open_tasks(
             reasons.setdefault(task.name, f"no data: {error}")
             continue
         file = stack.enter_context(ReplyFile(folder.answers_file(task.name), lambda record: True))
-        source = QuestionSource(task, rows, setting)
-        numbers = chosen(task, root, len(source), plan.limit or 0)
-        names = [source.id(number) for number in numbers]
-        asked[task.name] = {"limit": plan.limit, "questions": names, "data": data_fingerprint(rows)}
-        left = [number for number, name in zip(numbers, names, strict=True) if name not in file]
-        if left:
-            todo.append(Work(task, grain.MapDataset.source(left).map(source.__getitem__), file))
+        source = QuestionSource(task, rows, setting, limit=plan.limit, done=file)
+        asked[task.name] = {"limit": plan.limit, "questions": source.ids, "data": data_fingerprint(rows)}
+        if len(source):
+            todo.append(Work(task, grain.MapDataset.source(source), file))
     for name in asked:
         reasons.pop(name, None)  # a download that failed matters only where there is no data from before
     return asked, todo

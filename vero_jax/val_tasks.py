@@ -12,16 +12,15 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import grain
 
+from vero_jax.answering import prompts
 from vero_jax.config import Config
-from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import Benchmark, Row
-from vero_jax.evaluation.choosing import chosen
 from vero_jax.evaluation.in_training import (
     OVERALL,
     data_folder,
@@ -30,9 +29,9 @@ from vero_jax.evaluation.in_training import (
     strict_metric,
     variant_for,
 )
-from vero_jax.evaluation.loaders import Broken, Item, questions
-from vero_jax.evaluation.prompts_of import encodable, prompt_of
-from vero_jax.evaluation.registry import category_key, select
+from vero_jax.evaluation.loaders import Broken, questions
+from vero_jax.evaluation.prompts_of import question_text
+from vero_jax.evaluation.registry import select
 from vero_jax.evaluation.results import Result, Table, result, score_answers, table
 from vero_jax.evaluation.rows import MissingData, open_rows
 from vero_jax.evaluation.run_judge import RunJudge
@@ -42,17 +41,7 @@ from vero_jax.parallel.distributed import Hosts
 from vero_jax.runtime.files import atomic_write
 from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
-from vero_jax.sampling.inputs import Buckets, fitting
-from vero_jax.types import Example, Prompt, Response
-
-READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
-"""Questions that are decoded while others are put together."""
-_LEFT_OUT = {
-    "tokens": "prompt too long",
-    "patches": "pictures too large",
-    "images": "image tokens do not match the images",
-}
-"""Reasons by those of `fitting`."""
+from vero_jax.types import Prompt, Response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +56,14 @@ class TaskFigures:
 
 
 @dataclasses.dataclass
-class _Open:
-    """A task whose questions can be asked; the primary process alone has any."""
+class _Asking:
+    """A task while it is asked; the primary process alone has any."""
 
     benchmark: Benchmark
-    items: grain.MapDataset[Item]
+    questions: grain.MapDataset
     asked: dict[str, tuple[str, Row]] = dataclasses.field(default_factory=dict)
     """(text of the question, row) by id, in the order of the questions."""
-    answers: dict[str, Response] = dataclasses.field(default_factory=dict)
     left_out: list[Broken] = dataclasses.field(default_factory=list)
-
-
-_Made: TypeAlias = "tuple[Prompt, str, Row] | Broken"
-"""(prompt, text of the question, row), or why it can't be asked."""
 
 
 def check_data(config: Config) -> None:
@@ -156,7 +140,7 @@ class ValTasks:
         Raises:
           UserError: data is missing, or the judge can't be asked.
         """
-        count = sum(len(task.items) for task in self._opened())
+        count = sum(len(task.questions) for task in self._opened())
         names = ", ".join(task.name for task in self.benchmarks)
         self._say(f"validation asks {count:,} questions of {names} (VeroEval, variant {self.variant.name})")
         judged = ", ".join(task.name for task in self.benchmarks if task.judge is not None)
@@ -177,110 +161,82 @@ class ValTasks:
         """
         hosts = self._hosts
         tasks = self._opened() if hosts.primary else []
-        batches = self._batches(tasks, engine.buckets, engine.patch_layout.merge_size)
-        answers = {task.benchmark.name: task.answers for task in tasks}
+        batches = self._batches(tasks, engine)
+        answers: dict[str, Response] = {}
         while True:
             batch = hosts.agree(lambda: next(batches, None))
             if batch is None:
                 break
-            limit, prompts = batch
+            limit, asked = batch
             sampled = engine.generate(
                 params,
-                prompts,
+                asked,
                 n=1,
                 sampling=self.sampling,
                 seed=self._config.seed,
                 step=0,
                 max_new_tokens=limit,
             )
-            for index, group in sampled:
-                if hosts.primary:
-                    example = prompts[index].example
-                    answers[example.source][example.id] = group.responses[0]
-        return hosts.agree(lambda: self._scored(tasks, name, step))
+            answers |= {asked[index].example.id: group.responses[0] for index, group in sampled}
+        return hosts.agree(lambda: self._scored(tasks, answers, name, step))
 
-    def _opened(self) -> list[_Open]:
+    def _opened(self) -> list[_Asking]:
         """The data sets; questions are read when they are asked for. Raises UserError where there is none."""
-        root, limit = data_folder(self._config.trainer), self._config.trainer.val_tasks_limit
+        root, limit = data_folder(self._config.trainer), self._config.trainer.val_tasks_limit or None
         opened = []
         for task in self.benchmarks:
             try:
-                items = questions(task, root, self.variant)
-                numbers = chosen(task, root, len(items), limit)
+                opened.append(_Asking(task, questions(task, root, self.variant, limit=limit)))
             except MissingData as error:  # also while the run goes on, if somebody takes the folder away
                 raise UserError(f"trainer.val_tasks: the data of {task.name} cannot be used ({error})") from None
-            opened.append(_Open(task, grain.MapDataset.source(numbers).map(items.__getitem__)))
         return opened
 
-    def _batches(self, tasks: Sequence[_Open], buckets: Buckets, merge_size: int) -> Iterator[tuple[int, list[Prompt]]]:
+    def _batches(self, tasks: Sequence[_Asking], engine: Engine) -> Iterator[tuple[int, list[Prompt]]]:
         """(limit of an answer, prompts) of up to `trainer.val_batch` questions, whatever their tasks.
 
         What can't be asked is put into `left_out` of its task.
         """
 
-        def prompts(task: _Open) -> Iterator[Prompt]:
-            made = task.items.map(lambda item: self._made(task.benchmark, item, buckets, merge_size))
-            for found in made.to_iter_dataset(READ_AHEAD):
+        def of(task: _Asking) -> Iterator[Prompt]:
+            for found in prompts(task.questions, self._processor, engine):
                 if isinstance(found, Broken):
                     task.left_out.append(found)
                 else:
-                    prompt, text, row = found
-                    task.asked[prompt.example.id] = (text, row)
+                    question, prompt = found
+                    task.asked[question.id] = (question_text(question.messages), question.row)
                     yield prompt
 
         ordered = sorted(tasks, key=lambda task: -self.new_tokens(task.benchmark))  # stable, so in order otherwise
         for limit, same in itertools.groupby(ordered, key=lambda task: self.new_tokens(task.benchmark)):
-            waiting = itertools.chain.from_iterable(map(prompts, same))
+            waiting = itertools.chain.from_iterable(map(of, same))
             while batch := list(itertools.islice(waiting, self._config.trainer.val_batch)):
                 yield limit, batch
 
-    def _made(self, benchmark: Benchmark, item: Item, buckets: Buckets, merge_size: int) -> _Made:
-        """The prompt of a question as the policy is asked in training, unless it can't be asked."""
-        if isinstance(item, Broken):
-            return item
-        try:
-            prompt = prompt_of(self._processor, item)
-        except PromptError as error:
-            return Broken(item.id, error.reason, error.detail)
-        _, refused = fitting([prompt], buckets, merge_size)
-        if refused:
-            detail = f"{len(prompt.token_ids)} tokens and {len(prompt.patches)} patches fit no bucket of rollout"
-            return Broken(item.id, _LEFT_OUT[next(iter(refused))], detail)
-        example = Example(
-            id=item.id,
-            domain=category_key(benchmark.category),
-            source=benchmark.name,
-            messages=(),
-            images=(),
-            reward_type="",
-            ground_truth="",
-            extra_info={},
-        )
-        return dataclasses.replace(prompt, example=example), _text(prompt.example.messages), item.row
-
-    def _scored(self, tasks: Sequence[_Open], name: str, step: int) -> TaskFigures:
+    def _scored(self, tasks: Sequence[_Asking], answers: Mapping[str, Response], name: str, step: int) -> TaskFigures:
         """The figures of all tasks; writes their files."""
         results = []
         for task in tasks:
-            scores = self._scores(task)
+            scores = self._scores(task, answers)
             left_out = Counter(item.reason for item in task.left_out)
             results.append(result(task.benchmark, list(scores.values()), left_out))
-            lines = [
-                json.dumps(encodable({"task": task.benchmark.name, "step": step, **record}), ensure_ascii=False)
-                for record in self._records(task, scores)
-            ]
-            atomic_write(self._run.validation_file(f"{name}_{task.benchmark.name}"), "\n".join(lines) + "\n")
+            records = (
+                {"task": task.benchmark.name, "step": step, **record} for record in self._records(task, answers, scores)
+            )
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            # Rows may hold halves of surrogate pairs, which no file takes.
+            lines = lines.encode("utf-8", "replace").decode("utf-8")
+            atomic_write(self._run.validation_file(f"{name}_{task.benchmark.name}"), lines)
         return TaskFigures(
             {found.benchmark.name: found.score for found in results},
             _metrics(results, table(results)),
             ", ".join(map(_in_words, results)),
         )
 
-    def _scores(self, task: _Open) -> dict[str, Score]:
+    def _scores(self, task: _Asking, answers: Mapping[str, Response]) -> dict[str, Score]:
         """Scores by id, of those questions that have one of their own."""
         benchmark, belongs_to = task.benchmark, task.benchmark.belongs_to
         rows = [row for _, row in task.asked.values()]
-        completions = [task.answers[id].text for id in task.asked]
+        completions = [answers[id].text for id in task.asked]
         ask = None
         if benchmark.judge is not None and self._judge is not None:
             wanted: list[str] = []
@@ -291,10 +247,12 @@ class ValTasks:
         own = [id for id, (_, row) in task.asked.items() if belongs_to is None or belongs_to(row) is None]
         return dict(zip(own, scores, strict=True))
 
-    def _records(self, task: _Open, scores: Mapping[str, Score]) -> Iterator[dict[str, Any]]:
+    def _records(
+        self, task: _Asking, answers: Mapping[str, Response], scores: Mapping[str, Score]
+    ) -> Iterator[dict[str, Any]]:
         elsewhere = Score(None, None, missing="belongs to another question")
         for id, (text, _) in task.asked.items():
-            response, score = task.answers[id], scores.get(id, elsewhere)
+            response, score = answers[id], scores.get(id, elsewhere)
             yield {
                 "id": id,
                 "input": text,
@@ -310,14 +268,6 @@ class ValTasks:
             }
         for item in task.left_out:
             yield {"id": item.id, "missing": item.reason, "detail": item.detail}
-
-
-def _text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The last turn, with a mark where each picture stands."""
-    content = messages[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] if part["type"] == "text" else "<image>" for part in content)
 
 
 def _metrics(results: Sequence[Result], means: Table) -> dict[str, float]:

@@ -34,15 +34,24 @@ class JudgeDesk:
       path: file of the replies.
       model: the judge's name where the config has none, as an earlier run found it.
       say: told how it goes.
+      wording: names the settings.
 
     Raises:
       UserError: the file or the key cannot be used.
     """
 
-    def __init__(self, config: JudgeConfig, path: Path, *, model: str = "", say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: JudgeConfig,
+        path: Path,
+        *,
+        model: str = "",
+        say: Callable[[str], None],
+        wording: Wording = WORDING,
+    ) -> None:
         self._config = dataclasses.replace(config, model=config.model or model)
         self._say = say
-        self._server = JudgeServer(self._config, say, WORDING)
+        self._server = JudgeServer(self._config, say, wording)
         self._replies: ReplyFile[str] = ReplyFile(path, lambda record: str(record["reply"]))
         self._waiting: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
         self._taken: set[str] = set()

@@ -7,9 +7,9 @@ import binascii
 import dataclasses
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grain
 
@@ -19,6 +19,8 @@ from vero_jax.errors import CountedError
 from vero_jax.evaluation.benchmark import Benchmark, Row, Source
 from vero_jax.evaluation.rows import Rows, open_rows
 from vero_jax.evaluation.variants import Variant
+
+T = TypeVar("T")
 
 MAX_IMAGES = 32
 _BASE64_COLUMNS = frozenset(("image", "bytes"))
@@ -50,40 +52,54 @@ class Broken:
 Item: TypeAlias = "Question | Broken"
 
 
-def questions(benchmark: Benchmark, root: Path, variant: Variant) -> grain.MapDataset:
+def questions(
+    benchmark: Benchmark,
+    root: Path,
+    variant: Variant,
+    *,
+    limit: int | None = None,
+    done: Container[str] = (),
+) -> grain.MapDataset:
     """The questions of a benchmark in the order of its rows, as a Grain data set of `Question` and `Broken`.
 
     Args:
       root: the folder of all data sets, see `rows.open_rows`.
       variant: says what is added to questions.
+      limit: only so many of them, at equal distances because many data sets are sorted, with all rows that go with
+        these; None: all.
+      done: ids to leave out.
 
     Raises:
       MissingData: the data is not there.
     """
-    return grain.MapDataset.source(QuestionSource(benchmark, open_rows(benchmark.source, root), variant))
+    rows = open_rows(benchmark.source, root)
+    return grain.MapDataset.source(QuestionSource(benchmark, rows, variant, limit=limit, done=done))
 
 
 class QuestionSource:
     """Questions by number (Grain's random access protocol). A row may hold several."""
 
-    def __init__(self, benchmark: Benchmark, rows: Rows, variant: Variant):
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        rows: Rows,
+        variant: Variant,
+        *,
+        limit: int | None = None,
+        done: Container[str] = (),
+    ):
         self._benchmark, self._rows, self._variant = benchmark, rows, variant
-        self._places: list[tuple[int, int]] | None = None
-        if benchmark.source.expand is not None:
-            counts = [_count(benchmark.source, row) for row in rows.without_pictures()]
-            self._places = [(row, part) for row, count in enumerate(counts) for part in range(count)]
+        places = self._limited(limit)
+        self.ids = [self._name(*place) for place in places]
+        """Of all questions within the limit, those that are done included."""
+        self._places = [place for place in places if self._name(*place) not in done]
 
     def __len__(self) -> int:
-        return len(self._rows) if self._places is None else len(self._places)
-
-    def id(self, index: int) -> str:
-        """Of the question of that number, which is not read for it."""
-        number, part = self._place(index)
-        return f"{self._benchmark.name}-{number}" + (f"-{part}" if part else "")
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Item:
-        number, part = self._place(index)
-        name = self.id(index)
+        number, part = self._places[index]
+        name = self._name(number, part)
         try:
             return _question(self._benchmark, self._rows, self._rows[number], part, self._variant, name)
         except CountedError as error:
@@ -91,14 +107,43 @@ class QuestionSource:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             return Broken(name, "row not usable", f"{type(error).__name__}: {error}"[:200])
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """(row, question in it)"""
-        return (index, 0) if self._places is None else self._places[index]
+    def _name(self, number: int, part: int) -> str:
+        return f"{self._benchmark.name}-{number}" + (f"-{part}" if part else "")
+
+    def _limited(self, limit: int | None) -> list[tuple[int, int]]:
+        """(row, question in it) of all questions within the limit."""
+        source, belongs_to = self._benchmark.source, self._benchmark.belongs_to
+        if source.expand is not None:
+            counts = [_count(source, row) for row in self._rows.without_pictures()]
+            return _spread([(row, part) for row, count in enumerate(counts) for part in range(count)], limit)
+        if limit is None or belongs_to is None:
+            return _spread([(row, 0) for row in range(len(self._rows))], limit)
+        rows = self._rows.without_pictures()
+        owners = [_owner(belongs_to, row) for row in rows]
+        own = set(_spread([place for place, owner in enumerate(owners) if owner is None], limit))
+        ids = {str(rows[place].get("id")) for place in own if isinstance(rows[place], Mapping)}
+        return [(place, 0) for place, owner in enumerate(owners) if (place in own if owner is None else owner in ids)]
+
+
+def _spread(places: list[T], limit: int | None) -> list[T]:
+    """So many of the places at equal distances, in their order; all without a limit."""
+    if limit is None or limit >= len(places):
+        return places
+    return [places[number * len(places) // limit] for number in range(limit)]
 
 
 def order(name: str) -> tuple[int, ...]:
     """The place of a question among those of its benchmark, from its id."""
     return tuple(int(part) for part in name.split("-")[1:])
+
+
+def _owner(belongs_to: Callable[[Row], tuple[str, str] | None], row: Row) -> str | None:
+    """The id of the row that a row's answer goes to; None for a question of its own, and for what can't be read."""
+    try:
+        place = belongs_to(row)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    return None if place is None else place[0]
 
 
 def _question(
@@ -117,8 +162,17 @@ def _question(
     plain = {key: value for key, value in stored.items() if not _is_picture(key, value, source)}
     plain = {"width": size[0], "height": size[1]} | plain
     row = source.expand(plain)[part] if source.expand else plain
-    messages = benchmark.messages(row, variant, len(pictures))
+    messages = _encodable(benchmark.messages(row, variant, len(pictures)))
     return Question(name, tuple(messages), tuple(pictures), row)
+
+
+def _encodable(value: Any) -> Any:
+    """A conversation without halves of surrogate pairs, which JSON inside of a row can hold and no tokenizer takes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {key: _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def stored_images(row: Row) -> list[Any]:
