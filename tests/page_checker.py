@@ -38,8 +38,8 @@ class Checker(HTMLParser):
         self.text += data
 
 
-def browse(path: Path, script: str, tmp_path: Path) -> dict:
-    """Runs the page in headless Chromium, then a script that returns an object.
+def browse(path: Path, script: str, tmp_path: Path, width: int = 800) -> dict:
+    """Runs the page in headless Chromium, in a window of this width, then a script that returns an object.
 
     The copy with the script lies beside the page, so that the page's relative addresses hold.
     """
@@ -55,7 +55,8 @@ def browse(path: Path, script: str, tmp_path: Path) -> dict:
     done = subprocess.run(
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom",
-            f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", probe.as_uri(),
+            f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--window-size={width},900", probe.as_uri(),
         ],
         capture_output=True,
         text=True,

@@ -14,7 +14,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from vero_jax.config import SamplingConfig
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError
@@ -22,7 +21,7 @@ from vero_jax.evaluation.benchmark import Benchmark
 from vero_jax.evaluation.folder import ResultsFolder
 from vero_jax.evaluation.loaders import Broken, Question
 from vero_jax.evaluation.prompts_of import plain_row, prompt_of, question_text
-from vero_jax.evaluation.variants import Variant
+from vero_jax.evaluation.variants import Variant, sampling_of
 from vero_jax.rewards.replies import ReplyFile
 from vero_jax.runtime.progress import Progress
 from vero_jax.sampling.engine import Engine
@@ -48,16 +47,6 @@ class Work:
 class _Asked:
     work: Work
     question: Question
-
-
-def sampling_of(variant: Variant) -> SamplingConfig:
-    """How the engine draws the answers of a variant."""
-    return SamplingConfig(
-        temperature=variant.temperature,
-        top_p=variant.top_p,
-        top_k=variant.top_k or -1,
-        presence_penalty=variant.presence_penalty,
-    )
 
 
 def answer_all(
@@ -168,8 +157,8 @@ def check_sizes(samples: int, most_tokens: int, context: int, limit: int | None)
     Raises:
       UserError: the sentence names the option.
     """
+    if context < 2:
+        raise UserError(f"--context {context} leaves no room for a question and an answer")
     for name, value in (("--samples", samples), ("--max-new-tokens", most_tokens), ("--limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value} must be at least 1")
-    if context < 2:
-        raise UserError(f"--context {context} leaves no room for a question and an answer")

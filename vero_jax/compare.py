@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from vero_jax.evaluation.registry import all_benchmarks, table_rows
 from vero_jax.evaluation.score import Score
 from vero_jax.runtime.files import atomic_write
 
-_ALIKE = ("variant", "limit", "max_new_tokens", "judge")
+_ALIKE = ("variant", "limit", "max_new_tokens", "context", "max_pixels", "system", "judge")
 """Settings whose difference is no difference between checkpoints."""
 
 
@@ -137,14 +136,31 @@ def compare(a: Path, b: Path, *, draws: int = 10_000, seed: int = 0, strict: boo
 
 
 def _different_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    return [
-        f"the folders differ in {name}: {_brief(a.get(name))} and {_brief(b.get(name))}"
+    warnings = [
+        f"the folders differ in {name}: {_brief(before)} and {_brief(after)}"
         for name in _ALIKE
-        if a.get(name) != b.get(name)
+        if (before := _told(a.get(name))) != (after := _told(b.get(name)))
     ]
+    asked = a.get("asked") or {}, b.get("asked") or {}
+    for name in (name for name in asked[0] if name in asked[1]):
+        before, after = asked[0][name], asked[1][name]
+        if before.get("data") != after.get("data"):
+            warnings.append(f"{name}: the data sets' files differ")
+        if before.get("limit") != after.get("limit") and a.get("limit") == b.get("limit"):
+            warnings.append(
+                f"{name}: limits of questions differ: {_brief(before.get('limit'))} and {_brief(after.get('limit'))}"
+            )
+    return warnings
+
+
+def _told(value: Any) -> Any:
+    """A setting without what does not matter: where a judge's server is."""
+    return {name: item for name, item in value.items() if name != "base_url"} if isinstance(value, dict) else value
 
 
 def _brief(value: Any) -> str:
+    if value is None:
+        return "none"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 120 else f"{text[:119]}…"
 
@@ -172,27 +188,9 @@ class _Answers:
             seen.add((name, sample))
             if sample is None:
                 continue
-            answers.scores.setdefault(name, []).append(_score(row, place))
+            answers.scores.setdefault(name, []).append(Score.of_row(row, place))
             answers.asked[name] = hash((row.get("prompt"), tuple(map(str, row.get("images") or ()))))
         return answers
-
-
-def _score(row: Mapping[str, Any], place: str) -> Score:
-    """The score of an answer, from its row."""
-    for name in ("value", "strict"):
-        found = row.get(name)
-        if found is not None and (not isinstance(found, (int, float)) or not math.isfinite(found)):
-            raise UserError(f"{place} is broken: {name} is {found!r}, not a number")
-    parts = row.get("parts") or {}
-    if not isinstance(parts, dict) or not all(isinstance(value, (int, float)) for value in parts.values()):
-        raise UserError(f"{place} is broken: parts is {parts!r}, not an object of numbers")
-    return Score(
-        row.get("value"),
-        row.get("strict"),
-        group=str(row.get("group") or ""),
-        parts=parts,
-        missing=str(row.get("missing") or ""),
-    )
 
 
 def _task(
@@ -263,7 +261,8 @@ def _figures(found: Difference) -> tuple[str, ...]:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # adding 0.0 makes -0.0 positive
+    rounded = round(value, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
 def _interval(found: Difference) -> str:

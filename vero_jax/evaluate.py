@@ -169,15 +169,16 @@ def _open_tasks(
     Benchmarks without data go to `reasons`.
     """
     asked, todo = {}, []
+    root = Path(plan.data).expanduser()
     for task in wanted:
         try:
-            rows = open_rows(task.source, Path(plan.data).expanduser())
+            rows = open_rows(task.source, root)
         except MissingData as error:
             reasons.setdefault(task.name, f"no data: {error}")
             continue
         file = stack.enter_context(ReplyFile(folder.answers_file(task.name), lambda record: True))
         source = QuestionSource(task, rows, setting, limit=plan.limit, done=file)
-        asked[task.name] = {"limit": plan.limit, "questions": source.total, "data": data_fingerprint(rows)}
+        asked[task.name] = {"limit": plan.limit, "questions": source.ids, "data": data_fingerprint(rows)}
         if len(source):
             todo.append(Work(task, grain.MapDataset.source(source), file))
     for name in asked:
@@ -291,8 +292,8 @@ def _judge(
       UserError: the judge cannot be used at all.
     """
     for name in names:
-        task, records = benchmark_of(name), read_records(folder.answers_file(name))
-        for item in outcome.items(task, records, setting, settings["asked"][name]["limit"]):
+        task, records = benchmark_of(name), _records(folder, name, settings)
+        for item in outcome.items(task, records, setting):
             judges.submit(desk, task, item.answer, item.record["row"], item.id)
     try:
         desk.finish(stop.check)
@@ -311,14 +312,20 @@ def _scored(
 ) -> outcome.TaskOutcome:
     """Scores a task and writes its lines; a task whose questions are not all answered has no figure."""
     stop.check()
-    task, asked = benchmark_of(name), settings["asked"][name]
-    records = read_records(folder.answers_file(name))
-    if len(records) < asked["questions"]:
-        reason = f"only {len(records)} of {asked['questions']} questions are answered so far"
+    task, wanted = benchmark_of(name), settings["asked"][name]["questions"]
+    records = _records(folder, name, settings)
+    if len(records) < len(wanted):
+        reason = f"only {len(records)} of {len(wanted)} questions are answered so far"
         return outcome.not_run_outcome(task, reason, len(records))
-    lines = list(outcome.scored_rows(task, records, setting, desk, asked["limit"]))
+    lines = list(outcome.scored_rows(task, records, setting, desk))
     folder.write_rows(name, (line for line, _ in lines))
     return outcome.task_outcome(task, lines, settings["samples"])
+
+
+def _records(folder: ResultsFolder, name: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The answers to the questions that were asked last; there are others where the limit was larger before."""
+    wanted = set(settings["asked"][name]["questions"])
+    return {id: record for id, record in read_records(folder.answers_file(name)).items() if id in wanted}
 
 
 def _failed_pictures(folder: ResultsFolder) -> set[str]:
@@ -344,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default=DATA, metavar="FOLDER", help="of all data sets; default: %(default)s")
     parser.add_argument("--download", action="store_true", help="fetch data sets that are missing from the hub")
     parser.add_argument("--output", default="", metavar="FOLDER", help="default: evaluations/<checkpoint>-<variant>")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each benchmark")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N questions of each benchmark, spread over it")
     parser.add_argument(
         "--variant", choices=VARIANTS, default="", help="default: the one that is meant for the checkpoint's family"
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import grain
 
-from vero_jax.answering import prompts, sampling_of
+from vero_jax.answering import prompts
 from vero_jax.config import Config
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError
@@ -36,7 +36,7 @@ from vero_jax.evaluation.results import Result, Table, result, score_answers, ta
 from vero_jax.evaluation.rows import MissingData, open_rows
 from vero_jax.evaluation.run_judge import RunJudge
 from vero_jax.evaluation.score import Score
-from vero_jax.evaluation.variants import Variant
+from vero_jax.evaluation.variants import Variant, sampling_of
 from vero_jax.parallel.distributed import Hosts
 from vero_jax.runtime.files import atomic_write
 from vero_jax.runtime.run_dir import RunDir
@@ -186,7 +186,7 @@ class ValTasks:
         opened = []
         for task in self.benchmarks:
             try:
-                opened.append(_Asking(task, questions(task, root, self.variant, limit=limit, spread=True)))
+                opened.append(_Asking(task, questions(task, root, self.variant, limit=limit)))
             except MissingData as error:  # no reason to end a run that has gone on for days
                 self._say(f"{task.name} is not asked, its data is gone: {error}")
         return opened

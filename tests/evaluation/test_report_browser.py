@@ -26,8 +26,8 @@ const visible = (element) => element.getClientRects().length > 0;
 """
 
 
-def opened(folder: Path, script: str, tmp_path: Path) -> dict:
-    return browse(write_report(folder), HELPERS + script, tmp_path)
+def opened(folder: Path, script: str, tmp_path: Path, width: int = 1_280) -> dict:
+    return browse(write_report(folder), HELPERS + script, tmp_path, width)
 
 
 @needs_browser
@@ -115,6 +115,25 @@ def test_browser_changes_the_base_model_and_unfolds_rows(tmp_path):
     assert result["after"][2:5] == ["90.1", "90.4", "+9.9"] and "MiMo-VL-7B-SFT" in result["legend"]
     assert not result["folded"] and result["unfolded"] == [True, "true", True] and result["again"] == [False, "false"]
     assert result["wide"]
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1_280])  # Chromium has no narrower window
+def test_page_is_never_wider_than_the_window(tmp_path, width):
+    row = answer(
+        "chartqa", 0, 0.0, prompt="x" * 500, response="y" * 500, extracted="z" * 500, row={"answer": "w" * 500}
+    )
+    result = opened(
+        write_folder(tmp_path / "r", {"chartqa": [row]}, checkpoint="c" * 90, data="d" * 300),
+        """
+        for (const button of document.querySelectorAll(".unfold")) button.click();
+        for (const part of document.querySelectorAll("details")) part.open = true;
+        return { inner: window.innerWidth, wide: document.documentElement.scrollWidth };
+        """,
+        tmp_path,
+        width,
+    )
+    assert result["inner"] == width and result["wide"] <= width
 
 
 @needs_browser

@@ -38,7 +38,7 @@ def checkpoint_fingerprint(*folders: Path | None) -> str:
             digest.update(f"{path.name} {size}\n".encode())
             with open(path, "rb") as file:
                 for part in range(_PARTS):
-                    file.seek(size * part // _PARTS)
+                    file.seek(max(size - _PART, 0) * part // (_PARTS - 1))  # the first and the last bytes among them
                     digest.update(file.read(_PART))
     return digest.hexdigest()[:32]
 
@@ -58,7 +58,7 @@ def agreed(
 
     Args:
       settings: of this command.
-      asked: its tasks, each with {"limit", "questions", "data"}.
+      asked: its tasks, each with {"limit", "questions" (their ids), "data" (a fingerprint)}.
 
     Raises:
       UserError: answers that are there were made with other settings, or of other data.

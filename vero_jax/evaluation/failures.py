@@ -14,6 +14,7 @@ from typing import Any
 
 from vero_jax.evaluation.benchmark import Benchmark
 from vero_jax.evaluation.folder import ResultsFolder
+from vero_jax.evaluation.score import Score
 from vero_jax.runtime.pages import printable, thumbnail
 
 KINDS = {
@@ -36,7 +37,8 @@ _HEAD, _TAIL = 4_000, 4_000
 _FIELD = 1_500
 """Characters of a field of the row."""
 _TRUTH = re.compile(
-    r"answer|solution|truth|label|target|bbox|boxes|grounding|number|component|constraint", re.IGNORECASE
+    r"(?!.*(?:option|type))(?:.*(?:answer|solution|truth|label|bbox|component|constraint|number)|reward_model$|.*_a$)",
+    re.IGNORECASE,
 )
 """Names of fields that say what was expected."""
 _STORED = re.compile(r"images/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9]+)?")
@@ -91,6 +93,7 @@ def failures(folder: ResultsFolder, task: str, benchmark: Benchmark | None) -> F
     waiting: dict[int, tuple[list[str], Mapping[str, Any]]] = {}
     answers = 0
     for index, row in enumerate(folder.rows(task)):
+        Score.of_row(row, f"{folder.path}: {task}, question {row.get('id')!r}")  # a broken row is told here
         kinds = kinds_of(row, half)
         if not kinds:
             continue
@@ -123,7 +126,7 @@ def embedded(folder: ResultsFolder, found: Sequence[Failures], rows: Mapping[str
     for place, task in enumerate(found):
         room = PICTURES
         for kinds, row in task.kept:
-            names = [name for name in row.get("images") or () if isinstance(name, str) and _STORED.fullmatch(name)]
+            names = [name for name in _list(row.get("images")) if isinstance(name, str) and _STORED.fullmatch(name)]
             for name in names:
                 if name not in pictures and room:
                     shown = _thumbnail(folder, name)
@@ -152,8 +155,9 @@ def _thumbnail(folder: ResultsFolder, name: str) -> str | None:
 
 
 def _item(task: int, kinds: list[str], row: Mapping[str, Any], images: list[str]) -> dict[str, Any]:
-    judge = [item for item in row.get("judge") or () if isinstance(item, Mapping)]
-    fields = row.get("row") if isinstance(row.get("row"), Mapping) else {}
+    judge = [item for item in _list(row.get("judge")) if isinstance(item, Mapping)]
+    stored = row.get("row")
+    fields = stored if isinstance(stored, Mapping) else {}
     return {
         "task": task,
         "kinds": kinds,
@@ -161,11 +165,11 @@ def _item(task: int, kinds: list[str], row: Mapping[str, Any], images: list[str]
         "sample": row.get("sample"),
         "images": images,
         "facts": dict(_facts(row)),
-        "prompt": shortened(row.get("prompt")),
-        "response": shortened(row.get("response")),
-        "judge": [[shortened(item.get("prompt")), shortened(item.get("reply"))] for item in judge],
-        "expected": [_field(*field) for field in fields.items() if _TRUTH.search(field[0])],
-        "fields": [_field(*field) for field in fields.items() if not _TRUTH.search(field[0])],
+        "prompt": _text(row.get("prompt")),
+        "response": _text(row.get("response")),
+        "judge": [[_text(item.get("prompt")), _text(item.get("reply"))] for item in judge],
+        "expected": [_field(*field) for field in fields.items() if _TRUTH.match(field[0])],
+        "fields": [_field(*field) for field in fields.items() if not _TRUTH.match(field[0])],
     }
 
 
@@ -183,6 +187,15 @@ def _facts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, shortened(row[field])
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str | None:
+    """For a text that the page leaves out where there is none."""
+    return None if value is None else shortened(value)
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -193,10 +206,8 @@ def _field(name: str, value: Any) -> list[str]:
     return [printable(name), shortened(_plain(value), _FIELD, 0)]
 
 
-def shortened(value: Any, head: int = _HEAD, tail: int = _TAIL) -> str | None:
-    """A text without its middle, where it is long; None stays None."""
-    if value is None:
-        return None
+def shortened(value: Any, head: int = _HEAD, tail: int = _TAIL) -> str:
+    """A text without its middle, where it is long."""
     text = str(value)
     if len(text) > head + tail:
         left = len(text) - head - tail

@@ -58,7 +58,6 @@ def questions(
     variant: Variant,
     *,
     limit: int | None = None,
-    spread: bool = False,
     done: Container[str] = (),
 ) -> grain.MapDataset:
     """The questions of a benchmark in the order of its rows, as a Grain data set of `Question` and `Broken`.
@@ -66,15 +65,15 @@ def questions(
     Args:
       root: the folder of all data sets, see `rows.open_rows`.
       variant: says what is added to questions.
-      limit: only so many of them, the first ones, with all rows that go with these; None: all.
-      spread: those within the limit lie at equal distances, and are not the first ones: many data sets are sorted.
+      limit: only so many of them, at equal distances because many data sets are sorted, with all rows that go with
+        these; None: all.
       done: ids to leave out.
 
     Raises:
       MissingData: the data is not there.
     """
     rows = open_rows(benchmark.source, root)
-    return grain.MapDataset.source(QuestionSource(benchmark, rows, variant, limit=limit, spread=spread, done=done))
+    return grain.MapDataset.source(QuestionSource(benchmark, rows, variant, limit=limit, done=done))
 
 
 class QuestionSource:
@@ -87,13 +86,12 @@ class QuestionSource:
         variant: Variant,
         *,
         limit: int | None = None,
-        spread: bool = False,
         done: Container[str] = (),
     ):
-        self._benchmark, self._rows, self._variant, self._spread = benchmark, rows, variant, spread
+        self._benchmark, self._rows, self._variant = benchmark, rows, variant
         places = self._limited(limit)
-        self.total = len(places)
-        """Questions within the limit, those that are done included."""
+        self.ids = [self._name(*place) for place in places]
+        """Of all questions within the limit, those that are done included."""
         self._places = [place for place in places if self._name(*place) not in done]
 
     def __len__(self) -> int:
@@ -117,20 +115,21 @@ class QuestionSource:
         source, belongs_to = self._benchmark.source, self._benchmark.belongs_to
         if source.expand is not None:
             counts = [_count(source, row) for row in self._rows.without_pictures()]
-            return self._kept([(row, part) for row, count in enumerate(counts) for part in range(count)], limit)
+            return _spread([(row, part) for row, count in enumerate(counts) for part in range(count)], limit)
         if limit is None or belongs_to is None:
-            return self._kept([(row, 0) for row in range(len(self._rows))], limit)
+            return _spread([(row, 0) for row in range(len(self._rows))], limit)
         rows = self._rows.without_pictures()
         owners = [_owner(belongs_to, row) for row in rows]
-        own = set(self._kept([place for place, owner in enumerate(owners) if owner is None], limit))
+        own = set(_spread([place for place, owner in enumerate(owners) if owner is None], limit))
         ids = {str(rows[place].get("id")) for place in own if isinstance(rows[place], Mapping)}
         return [(place, 0) for place, owner in enumerate(owners) if (place in own if owner is None else owner in ids)]
 
-    def _kept(self, places: list[T], limit: int | None) -> list[T]:
-        """Those within the limit, in their order."""
-        if limit is None or limit >= len(places) or not self._spread:
-            return places[:limit]
-        return [places[number * len(places) // limit] for number in range(limit)]
+
+def _spread(places: list[T], limit: int | None) -> list[T]:
+    """So many of the places at equal distances, in their order; all without a limit."""
+    if limit is None or limit >= len(places):
+        return places
+    return [places[number * len(places) // limit] for number in range(limit)]
 
 
 def order(name: str) -> tuple[int, ...]:

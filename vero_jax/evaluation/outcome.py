@@ -50,18 +50,14 @@ class TaskOutcome:
     """Share of answers that the limit of tokens ended."""
 
 
-def own_questions(benchmark: Benchmark, records: Records, limit: int | None = None) -> list[str]:
-    """The questions that count, in order: not those whose answers go to another one.
-
-    Args:
-      limit: only the first ones; None: all that are there.
-    """
+def own_questions(benchmark: Benchmark, records: Records) -> list[str]:
+    """The questions that count, in order: not those whose answers go to another one."""
     belongs_to = benchmark.belongs_to or (lambda row: None)
     names = sorted(records, key=order)
-    return [name for name in names if "row" not in records[name] or belongs_to(records[name]["row"]) is None][:limit]
+    return [name for name in names if "row" not in records[name] or belongs_to(records[name]["row"]) is None]
 
 
-def items(benchmark: Benchmark, records: Records, variant: Variant, limit: int | None = None) -> Iterator[Item]:
+def items(benchmark: Benchmark, records: Records, variant: Variant) -> Iterator[Item]:
     """The answers to the questions that count, by question and sample, each with the answers that go to it."""
     others: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
     for record in records.values() if benchmark.belongs_to else ():
@@ -69,7 +65,7 @@ def items(benchmark: Benchmark, records: Records, variant: Variant, limit: int |
         if place is not None:
             for sample, response in enumerate(record["responses"]):
                 others[place[0], sample][place[1]] = benchmark.answer(response["text"], variant).text
-    for name in own_questions(benchmark, records, limit):
+    for name in own_questions(benchmark, records):
         record = records[name]
         for sample, response in enumerate(record.get("responses", ())):
             answer = benchmark.answer(response["text"], variant, others.get((str(record["row"].get("id")), sample)))
@@ -77,13 +73,13 @@ def items(benchmark: Benchmark, records: Records, variant: Variant, limit: int |
 
 
 def scored_rows(
-    benchmark: Benchmark, records: Records, variant: Variant, desk: JudgeDesk | None, limit: int | None = None
+    benchmark: Benchmark, records: Records, variant: Variant, desk: JudgeDesk | None
 ) -> Iterator[tuple[dict[str, Any], Score | None]]:
     """The lines of questions/<task>.jsonl, each with its score; None for a question that was not asked."""
     answered = defaultdict(list)
-    for item in items(benchmark, records, variant, limit):
+    for item in items(benchmark, records, variant):
         answered[item.id].append(item)
-    for name in own_questions(benchmark, records, limit):
+    for name in own_questions(benchmark, records):
         if "missing" in records[name]:
             about = {"missing": records[name]["missing"], "detail": records[name].get("detail", "")}
             yield {"task": benchmark.name, "id": name, "sample": None, "images": [], **about}, None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vero_jax.evaluation.benchmark import Message, Row
 from vero_jax.evaluation.loaders import Question
-from vero_jax.types import Example, Prompt
+from vero_jax.types import Prompt
 
 if TYPE_CHECKING:
     from vero_jax.data.processor import Processor
@@ -20,18 +21,17 @@ def prompt_of(processor: Processor, question: Question) -> Prompt:
     Raises:
       PromptError: the policy cannot be asked, for a reason to count by.
     """
-    return processor.prompt(
-        Example(
-            id=question.id,
-            domain="",
-            source="",
-            messages=question.messages,
-            images=question.images,
-            reward_type="",
-            ground_truth="",
-            extra_info={},
-        )
-    )
+    prompt = processor.chat(encodable(question.messages), question.images)
+    return dataclasses.replace(prompt, example=dataclasses.replace(prompt.example, id=question.id))
+
+
+def encodable(value: Any) -> Any:
+    """A value without halves of surrogate pairs, which JSON files can hold and no tokenizer takes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {key: encodable(item) for key, item in value.items()}
+    return [encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def question_text(messages: Sequence[Message]) -> str:

@@ -147,6 +147,8 @@ def _facts(found: Mapping[str, Any]) -> str:
         "samples": found.get("samples"),
         "seed": found.get("seed"),
         "new tokens": "the variant's" if tokens is None else f"at most {tokens:,}",
+        "pixels": None if found.get("max_pixels") is None else f"at most {found['max_pixels']:,}",
+        "system prompt": found.get("system"),
         "judge": "none" if judge is None else _words(judge),
         "data": found.get("data"),
         "took": None if found.get("seconds") is None else _duration(float(found["seconds"])),

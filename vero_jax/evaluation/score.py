@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
+
+from vero_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,25 @@ class Score:
     missing: str = ""
     """Why there is no figure."""
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], place: str) -> Score:
+        """The score in a row of a results folder.
+
+        Args:
+          place: names the row in the sentence of an error.
+
+        Raises:
+          UserError: it is none.
+        """
+        parts = row.get("parts") or {}
+        if not isinstance(parts, Mapping) or not all(map(_is_number, parts.values())):
+            raise UserError(f"{place} is broken: parts is {parts!r}, not an object of numbers")
+        for name in ("value", "strict"):
+            if row.get(name) is not None and not _is_number(row[name]):
+                raise UserError(f"{place} is broken: {name} is {row[name]!r}, not a number")
+        prediction, group, missing = (str(row.get(name) or "") for name in ("prediction", "group", "missing"))
+        return cls(row.get("value"), row.get("strict"), prediction, group, parts, missing)
+
 
 UNJUDGED = Score(None, None, missing="unjudged")
 
@@ -32,3 +55,7 @@ def right(value: bool, strict: bool | None = None, prediction: object = "", grou
     return Score(
         float(value), float(value if strict is None else strict), "" if prediction is None else str(prediction), group
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

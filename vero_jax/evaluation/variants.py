@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 
+from vero_jax.config import SamplingConfig
 from vero_jax.errors import UserError
 from vero_jax.evaluation.scorers.geometry import Coordinates
 
@@ -50,6 +51,16 @@ class Variant:
         """New tokens for an answer of this form."""
         long = kind in (AnswerKind.LONG, AnswerKind.FORMULA)
         return self.max_new_tokens if long or not self.short_max_new_tokens else self.short_max_new_tokens
+
+
+def sampling_of(variant: Variant) -> SamplingConfig:
+    """How the engine draws the answers of a variant."""
+    return SamplingConfig(
+        temperature=variant.temperature,
+        top_p=variant.top_p,
+        top_k=variant.top_k or -1,
+        presence_penalty=variant.presence_penalty,
+    )
 
 
 SAMPLES = 1

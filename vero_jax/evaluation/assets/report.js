@@ -77,7 +77,7 @@ function fold(title, content) {
 function picture(name, index) {
   const image = make("img", { src: data.pictures[name] || name, alt: `picture ${index + 1} of the question`, loading: "lazy" });
   const figure = make("figure", {}, make("a", { href: name }, image), make("figcaption", {}, make("a", { href: name }, name)));
-  image.addEventListener("error", () => image.replaceWith(make("span", { class: "broken" }, "picture cannot be shown")));
+  image.addEventListener("error", () => image.replaceWith(make("span", { class: "broken" }, "the picture is not beside this page")));
   return figure;
 }
 function show() {

@@ -1,4 +1,4 @@
-"""`loaders.questions(..., spread=True)`: a limit that keeps some questions of all parts of a data set."""
+"""`loaders.questions(...)`: a limit that keeps some questions of all parts of a data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTING = variant("reasoning")
 
 
 def _ids(name: str, root: Path, limit: int | None) -> list[str]:
-    found = questions(benchmark(name), root, SETTING, limit=limit, spread=True)
+    found = questions(benchmark(name), root, SETTING, limit=limit)
     return [item.id.removeprefix(f"{name}-") for item in found]
 
 
