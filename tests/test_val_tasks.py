@@ -468,7 +468,7 @@ def test_benchmarks_are_measured_and_change_nothing_in_training(real_charts, cac
 
 
 @pytest.mark.slow
-def test_two_processes_ask_the_same_and_only_the_first_needs_the_data(real_charts, cache, tmp_path):
+def test_two_processes_ask_the_same_questions_and_get_the_same_answers_as_one(real_charts, cache, tmp_path):
     words = (*SHORT, *FITTING, "trainer.steps=1", "trainer.val_tasks=chartqa", f"trainer.val_tasks_dir={real_charts}")
     runs = {}
     for processes in (1, 2):
