@@ -198,6 +198,17 @@ def test_half_of_a_surrogate_pair_in_a_conversation_stops_nothing(processor, tmp
     assert case.lines("mm_mt_bench")[0]["input"].endswith("What ??")
 
 
+def test_data_that_has_gone_since_the_start_is_said_and_stops_no_run(processor, tmp_path):
+    write(benchmark("infovqa_val"), tmp_path / "data")
+    folder = write(benchmark("chartqa"), tmp_path / "data")
+    case = Case(processor, tmp_path, ["chartqa", "infovqa_val"])
+    tasks = case.tasks()
+    shutil.rmtree(folder)
+    found = tasks.measure(Engine(), None, name="before", step=0)  # type: ignore[arg-type]
+    assert found.scores == {"infovqa_val": 100.0} and "val/chartqa/score" not in found.metrics
+    assert case.said[-1].startswith("chartqa is not asked, its data is gone: ")
+
+
 def test_a_data_set_of_which_nothing_can_be_asked_has_no_figure(processor, tmp_path):
     write(benchmark("chartqa"), tmp_path / "data", [{**CHART, "image": stored(b"no picture")}])
     engine = Engine()

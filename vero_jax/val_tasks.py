@@ -98,7 +98,7 @@ def open_tasks(
       model_type: of the policy's config.json.
 
     Raises:
-      UserError: the policy cannot see, the data is missing, or the run's judge can't be asked.
+      UserError: the policy cannot see, or the run's judge can't be asked.
     """
     benchmarks = select(config.trainer.val_tasks)
     if not benchmarks:
@@ -138,7 +138,7 @@ class ValTasks:
         """Says what will be asked, and tries the judge; the primary process calls it when the run begins.
 
         Raises:
-          UserError: data is missing, or the judge can't be asked.
+          UserError: the judge can't be asked.
         """
         count = sum(len(task.questions) for task in self._opened())
         names = ", ".join(task.name for task in self.benchmarks)
@@ -181,14 +181,14 @@ class ValTasks:
         return hosts.agree(lambda: self._scored(tasks, answers, name, step))
 
     def _opened(self) -> list[_Asking]:
-        """The data sets; questions are read when they are asked for. Raises UserError where there is none."""
+        """The data sets; questions are read when they are asked for. One that has gone since the start is said."""
         root, limit = data_folder(self._config.trainer), self._config.trainer.val_tasks_limit or None
         opened = []
         for task in self.benchmarks:
             try:
                 opened.append(_Asking(task, questions(task, root, self.variant, limit=limit)))
-            except MissingData as error:  # also while the run goes on, if somebody takes the folder away
-                raise UserError(f"trainer.val_tasks: the data of {task.name} cannot be used ({error})") from None
+            except MissingData as error:  # no reason to end a run that has gone on for days
+                self._say(f"{task.name} is not asked, its data is gone: {error}")
         return opened
 
     def _batches(self, tasks: Sequence[_Asking], engine: Engine) -> Iterator[tuple[int, list[Prompt]]]:
