@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import bisect
 import itertools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -18,41 +19,31 @@ from vero_jax.data import json_rows
 from vero_jax.data.formats import BrokenRow
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import Source
+from vero_jax.evaluation.layout import MissingData, row_files
 
 GROUPS_HELD = 2
 """Row groups in memory; the hub's image sets have 100 rows or fewer in each."""
-_JSON = (".jsonl", ".json")
-
-
-class MissingData(ValueError):
-    """A benchmark's data is not there, or none of it can be read: the benchmark is not run."""
+README = "README.md"
+_SUFFIXES = (".parquet", ".jsonl", ".json")
+_DEEPEST = 3
+"""Folders above a file of rows."""
 
 
 def open_rows(source: Source, root: Path) -> Rows:
     """The rows of a source under `root`, the folder of all data sets.
 
-    A data set lies in `root/owner/name`, `root/name`, or as the hub's own cache keeps it; inside are
-    `<config>/<split>-*.parquet` or `data/<split>-*.parquet`, or `<split>.jsonl` with pictures beside it.
+    A data set lies in `root/owner/name`, `root/name`, or as the hub's own cache keeps it; `layout.row_files` says which
+    of its files are read.
 
     Raises:
-      MissingData: the folder, a config, or the split is missing, or a file is no Parquet file.
+      MissingData: the folder, a config, the split or one of its files is missing, or a file can't be read.
     """
-    folder = _folder(source.repo, root)
-    if source.annotations:
-        files = sorted(path for path in (folder / source.annotations).glob("*.json"))
-        if not files:
-            raise MissingData(f"{folder / source.annotations} has no .json files")
-        return JsonRows(folder, files)
-    parquet = [path for config in source.configs or ("",) for path in _parquet_files(folder, config, source.split)]
-    if parquet:
-        return ParquetRows(folder, parquet)
-    if source.configs and folder.is_dir() and any(folder.rglob("*.parquet")):
-        raise MissingData(f"{folder} has no {source.split} files of {', '.join(source.configs)}")
-    files = [folder / f"{source.split}{suffix}" for suffix in _JSON]
-    files = [path for path in files if path.is_file()]
-    if not files:
-        raise MissingData(f"{folder} has no {source.split}-*.parquet and no {source.split}.jsonl")
-    return JsonRows(folder, files[:1])
+    folder = find_folder(source.repo, root)
+    names = _names(folder)
+    readme = folder / README
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    files = [folder / name for name in row_files(source, names, text, str(folder))]
+    return ParquetRows(folder, files) if files[0].suffix == ".parquet" else JsonRows(folder, files)
 
 
 class Rows(abc.ABC):
@@ -135,10 +126,11 @@ class ParquetRows(Rows):
         for path, group in self._groups:
             with pq.ParquetFile(path) as file:
                 names = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
+                count = file.metadata.row_group(group).num_rows
                 try:
-                    rows += file.read_row_group(group, columns=names).to_pylist()
+                    # A table without columns has no rows.
+                    rows += file.read_row_group(group, columns=names).to_pylist() if names else [{}] * count
                 except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-                    count = file.metadata.row_group(group).num_rows
                     rows += [BrokenRow(path.stem, "row not readable", str(error)[:200])] * count
         return rows
 
@@ -162,7 +154,12 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _folder(repo: str, root: Path) -> Path:
+def find_folder(repo: str, root: Path) -> Path:
+    """The folder of a data set under `root`.
+
+    Raises:
+      MissingData: there is none.
+    """
     owner, _, name = repo.partition("/")
     cached = sorted((root / f"datasets--{owner}--{name}" / "snapshots").glob("*/"))
     for folder in (root / owner / name, root / name, *cached[-1:]):
@@ -171,13 +168,12 @@ def _folder(repo: str, root: Path) -> Path:
     raise MissingData(f"{root} has no folder {repo} or {name}")
 
 
-def _parquet_files(folder: Path, config: str, split: str) -> list[Path]:
-    """The files of a split: in the config's folder, else in `data` or anywhere in the data set."""
-    places = [folder / config] if config else [folder / "data", folder]
-    for place in places:
-        files = sorted(
-            [*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet"), *place.glob(f"{split}/*.parquet")]
-        )
-        if files:
-            return files
-    return [] if config else sorted(folder.glob(f"*/{split}-*.parquet"))
+def _names(folder: Path) -> list[str]:
+    """The files that may hold rows, down to folders of folders, without hidden ones."""
+    found: list[str] = []
+    # Folders may be links, also in a circle.
+    for place, folders, files in os.walk(folder, followlinks=True):
+        inside = Path(place).relative_to(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and len(inside.parts) < _DEEPEST]
+        found += [(inside / name).as_posix() for name in files if name.endswith(_SUFFIXES) and not name.startswith(".")]
+    return found
