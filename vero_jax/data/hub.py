@@ -328,7 +328,10 @@ def hub_errors(repository: str, path: str = "") -> Iterator[None]:
         reason = f"it is no valid id ({str(error).splitlines()[0]}); check it"
     except HfHubHTTPError as error:
         cause = error
-        reason = f"the hub refuses ({str(error).splitlines()[0]}); try again later"
+        advice = "try again later"
+        if error.response is not None and error.response.status_code in (401, 403):
+            advice = "check HF_TOKEN, or log in with `hf auth login`"
+        reason = f"the hub refuses ({str(error).splitlines()[0]}); {advice}"
     except (LocalEntryNotFoundError, httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         cause = error
         reason = (

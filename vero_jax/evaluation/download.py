@@ -67,16 +67,15 @@ def download(benchmarks: Sequence[Benchmark], root: Path, say: Say) -> dict[str,
         listings = dict(zip(wanted, pool.map(_listing, wanted), strict=True))
     data_sets: list[tuple[Benchmark, _DataSet, list[HubFile]]] = []
     for repository, tasks in wanted.items():
-        listing = listings[repository]
+        listing, folder = listings[repository], root / repository
+        data_set = None if isinstance(listing, UserError) else _DataSet(repository, folder, listing)
         for task in tasks:
-            folder = root / repository
             try:
-                if isinstance(listing, UserError):
+                if data_set is not None:
+                    data_sets.append((task, data_set, data_set.rows(task.source)))
+                elif isinstance(listing, UserError):
                     _check_offline(task.source, root, folder, listing)
                     say(f"{task.name}: {listing}; going on with what is in {folder}")
-                else:
-                    data_set = _DataSet(repository, folder, listing)
-                    data_sets.append((task, data_set, data_set.rows(task.source)))
             except (UserError, MissingData) as error:
                 reasons[task.name] = str(error)
                 say(f"{task.name}: {error}")
@@ -231,8 +230,8 @@ def _say_all(data_sets: Sequence[tuple[Benchmark, _DataSet, list[HubFile]]], roo
 
 
 def _picture_names(source: Source, rows: Rows) -> Iterator[str]:
-    """The names of files in the rows' places of pictures."""
-    if source.base64:
+    """The names of files in the rows' places of pictures, where the rows do not hold the pictures themselves."""
+    if source.base64 or rows.embed_pictures:
         return
     for row in rows.without_pictures():
         if isinstance(row, BrokenRow):

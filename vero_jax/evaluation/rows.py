@@ -61,6 +61,11 @@ class Rows(abc.ABC):
     def without_pictures(self) -> Sequence[Mapping[str, Any]]:
         """All rows without their columns of pictures."""
 
+    @property
+    @abc.abstractmethod
+    def embed_pictures(self) -> bool:
+        """Whether the rows have columns of pictures; else they can only name them."""
+
 
 class JsonRows(Rows):
     """The rows of JSONL files, or of JSON files that hold a list each; all in memory."""
@@ -80,6 +85,10 @@ class JsonRows(Rows):
 
     def without_pictures(self) -> Sequence[Mapping[str, Any]]:
         return self._rows
+
+    @property
+    def embed_pictures(self) -> bool:
+        return False
 
 
 class ParquetRows(Rows):
@@ -133,6 +142,11 @@ class ParquetRows(Rows):
                 except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
                     rows += [BrokenRow(path.stem, "row not readable", str(error)[:200])] * count
         return rows
+
+    @property
+    def embed_pictures(self) -> bool:
+        schemas = (pq.read_schema(path) for path in dict.fromkeys(path for path, _ in self._groups))
+        return any(_holds_bytes(field.type) for schema in schemas for field in schema)
 
     def _group(self, group: int) -> pa.Table:
         table = self._held.pop(group, None)
