@@ -56,7 +56,7 @@ def row_files(source: Source, names: Collection[str], readme: str, where: str) -
         found += files
         if not files:
             without.append(config)
-    if len(without) == len(source.configs) and not any(name.endswith(_PARQUET) for name in names):
+    if source.configs and not found and not any(name.endswith(_PARQUET) for name in names):
         found = _json_file(source.split, names)
     elif source.configs and without:
         raise MissingData(f"{where} has no {source.split} files of {', '.join(without)}")
