@@ -27,6 +27,8 @@ README = "README.md"
 _SUFFIXES = (".parquet", ".jsonl", ".json")
 _DEEPEST = 3
 """Folders above a file of rows."""
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError)
+"""What pyarrow raises for damaged files; LookupError, where a group has not the rows that its file says."""
 
 
 def open_rows(source: Source, root: Path) -> Rows:
@@ -97,15 +99,20 @@ class ParquetRows(Rows):
     def __init__(self, folder: Path, files: Sequence[Path]):
         self.folder = folder
         self._groups: list[tuple[Path, int]] = []
+        self._embed_pictures = False
         counts = [0]
         for path in files:
             try:
-                metadata = pq.read_metadata(path)
-            except (pa.ArrowException, OSError) as error:
+                with pq.ParquetFile(path) as file:
+                    metadata = file.metadata
+                    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+                    self._embed_pictures |= any(_holds_bytes(field.type) for field in file.schema_arrow)
+            except _UNREADABLE as error:
                 raise MissingData(f"{path} is not readable as Parquet ({' '.join(str(error).split())})") from None
-            for group in range(metadata.num_row_groups):
-                self._groups.append((path, group))
-                counts.append(metadata.row_group(group).num_rows)
+            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                raise MissingData(f"{path} is not readable as Parquet (its row groups do not hold its rows)")
+            self._groups += [(path, group) for group in range(len(rows))]
+            counts += rows
         self._starts = list(itertools.accumulate(counts))
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
@@ -120,7 +127,7 @@ class ParquetRows(Rows):
                 table = self._group(group)
             row: Mapping[str, Any] = table.slice(index - self._starts[group], 1).to_pylist()[0]
             return row
-        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        except _UNREADABLE as error:
             return BrokenRow(self._groups[group][0].stem, "row not readable", " ".join(str(error).split())[:200])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,22 +138,24 @@ class ParquetRows(Rows):
         self.__dict__.update(state, _lock=threading.Lock())
 
     def without_pictures(self) -> Sequence[Mapping[str, Any]]:
-        rows: list[Mapping[str, Any]] = []
-        for path, group in self._groups:
-            with pq.ParquetFile(path) as file:
-                names = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
-                count = file.metadata.row_group(group).num_rows
-                try:
+        found: list[Mapping[str, Any]] = []
+        for place, (path, group) in enumerate(self._groups):
+            count = self._starts[place + 1] - self._starts[place]
+            try:
+                with pq.ParquetFile(path) as file:
+                    names = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
                     # A table without columns has no rows.
-                    rows += file.read_row_group(group, columns=names).to_pylist() if names else [{}] * count
-                except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-                    rows += [BrokenRow(path.stem, "row not readable", str(error)[:200])] * count
-        return rows
+                    rows = file.read_row_group(group, columns=names).to_pylist() if names else [{}] * count
+                if len(rows) != count:
+                    raise ValueError(f"{len(rows)} rows in a group of {count}")
+            except _UNREADABLE as error:
+                rows = [BrokenRow(path.stem, "row not readable", str(error)[:200])] * count
+            found += rows
+        return found
 
     @property
     def embed_pictures(self) -> bool:
-        schemas = (pq.read_schema(path) for path in dict.fromkeys(path for path, _ in self._groups))
-        return any(_holds_bytes(field.type) for schema in schemas for field in schema)
+        return self._embed_pictures
 
     def _group(self, group: int) -> pa.Table:
         table = self._held.pop(group, None)
