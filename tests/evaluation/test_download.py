@@ -255,6 +255,36 @@ def test_a_full_disk_is_a_sentence(hub: HubServer, tmp_path: Path, monkeypatch: 
     assert "the disk is full" in reasons["chartqa"] and "\n" not in reasons["chartqa"]
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Data processing error:\nReqwest"), OSError("no length"), ValueError("x")]
+)
+def test_whatever_the_client_raises_is_a_reason_of_one_benchmark(
+    error: Exception, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = add(hub, tmp_path, "chartqa", "countqa")
+    whole = download_module.fetch
+
+    def refuses_one(repository: str, *arguments: Any, **options: Any) -> Path:
+        if repository == "lmms-lab/ChartQA":
+            raise error
+        return whole(repository, *arguments, **options)
+
+    monkeypatch.setattr(download_module, "fetch", refuses_one)
+    reasons = download(tasks, tmp_path / "root", lambda line: None)
+    assert list(reasons) == ["chartqa"] and "\n" not in reasons["chartqa"]
+    assert reasons["chartqa"].startswith(f"cannot get the data set lmms-lab/ChartQA: {type(error).__name__} (")
+    assert len(asked(tasks[1], tmp_path / "root")) == 2
+
+
+def test_a_page_instead_of_a_listing_is_a_reason(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = add(hub, tmp_path, "chartqa")
+    monkeypatch.setattr(HubServer, "listing", lambda self, repository: "<html>Please log in</html>")
+    (reason,) = download(tasks, tmp_path / "root", lambda line: None).values()
+    assert reason.startswith("cannot get the data set lmms-lab/ChartQA: ") and "\n" not in reason
+
+
 def test_data_that_a_user_keeps_elsewhere_under_the_root_is_left_alone(hub: HubServer, tmp_path: Path) -> None:
     (task,) = add(hub, tmp_path, "chartqa")
     (tmp_path / "root").mkdir()

@@ -39,6 +39,10 @@ _MANY = 50
 """From so many files on, progress is said."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
+_REFUSALS = (OSError, RuntimeError, ValueError, TypeError, LookupError)
+"""Of the client: files without a length, hf_xet's errors, a proxy's page or other JSON than the hub's. Our own are
+ValueErrors."""
+
 Say = Callable[[str], None]
 
 
@@ -83,9 +87,9 @@ def download(benchmarks: Sequence[Benchmark], root: Path, say: Say) -> dict[str,
     for task, data_set, files in data_sets:
         try:
             data_set.complete(task, files, root, say)
-        except (UserError, MissingData) as error:
-            reasons[task.name] = str(error)
-            say(f"{task.name}: {error}")
+        except _REFUSALS as error:
+            reasons[task.name] = _sentence(error, task.source.repo)
+            say(f"{task.name}: {reasons[task.name]}")
     return reasons
 
 
@@ -182,8 +186,15 @@ class _DataSet:
 def _listing(repository: str) -> Listing | UserError:
     try:
         return list_repository(repository)
-    except UserError as error:
-        return error
+    except _REFUSALS as error:
+        return UserError(_sentence(error, repository))
+
+
+def _sentence(error: Exception, repository: str) -> str:
+    """One line about what went wrong."""
+    if isinstance(error, UserError | MissingData):
+        return str(error)
+    return f"cannot get the data set {repository}: {type(error).__name__} ({' '.join(str(error).split())[:300]})"
 
 
 def _elsewhere(source: Source, root: Path) -> Path | None:
