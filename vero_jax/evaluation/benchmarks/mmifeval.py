@@ -108,7 +108,7 @@ def _constraint_figures(replies: Sequence[str], answer: Answer, row: Row) -> lis
 
 def _belongs_to(row: Row) -> tuple[str, str] | None:
     """(id of the row, name of the constraint) whose answer is compared with this row's; None for a row of its own."""
-    return None if row.get("infer_type", _MAIN) == _MAIN else (str(row["id"]), str(row["del_cons"]))
+    return None if row.get("infer_type", _MAIN) == _MAIN else (str(row.get("id")), str(row.get("del_cons")))
 
 
 BENCHMARKS = (
