@@ -31,7 +31,8 @@ def test_kernels_compile_at_real_shapes(chip: str) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert {(row["rule"], row["devices"]) for row in rows} == {("row", 1), ("segment", 1), ("row", 4), ("segment", 4)}
+    rules = ("row", "segment", "windows")
+    assert {(row["rule"], row["devices"]) for row in rows} == {(rule, count) for rule in rules for count in (1, 4)}
     for row in rows:
         # One kernel forward, and one each for the queries and the keys backward.
         assert row["kernels"] == 3, row
@@ -58,12 +59,16 @@ def main(topology: str) -> None:
         mesh = Mesh(np.array(devices[:count]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
         rows = NamedSharding(mesh, PartitionSpec(ROW_AXES))
         heads_split = NamedSharding(mesh, PartitionSpec(ROW_AXES, None, "tensor"))
-        for rule, length, heads, kv_heads, size in (("row", 36864, 32, 8, 128), ("segment", 16384, 16, 16, 72)):
+        for rule, length, heads, kv_heads, size, block in (
+            ("row", 36864, 32, 8, 128, 512),
+            ("segment", 16384, 16, 16, 72, 512),
+            ("windows", 49152, 16, 16, 80, 128),
+        ):
 
-            def value_and_gradients(q, k, v, weight, *labels, rule=rule, mesh=mesh):
+            def value_and_gradients(q, k, v, weight, *labels, rule=rule, mesh=mesh, block=block):
                 function = shared_prefix_attention if rule == "row" else segment_attention
                 with on_mesh(mesh):
-                    out, pull = jax.vjp(lambda *qkv: function(*qkv, *labels, 512), q, k, v)
+                    out, pull = jax.vjp(lambda *qkv: function(*qkv, *labels, block), q, k, v)
                     return out, *pull(weight)
 
             B = shape[1]
