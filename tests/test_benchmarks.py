@@ -114,3 +114,12 @@ def test_the_table_of_decoding_has_a_line_per_way_of_choosing() -> None:
     assert "2 groups x 2 samples x 6 tokens" in title and header.split()[-1] == "tokens/s"
     assert [line.split("  ")[0] for line in lines] == ["temperature", "greedy", "top-p 0.9"]
     assert all(int(line.split()[-3]) >= 6 and float(line.split()[-1]) > 0 for line in lines)
+
+
+def test_the_table_of_scoring_has_a_line_per_benchmark_that_rules_score() -> None:
+    header, *lines = printed("bench_evaluation.py", "--answers", "200")
+    assert header.split()[:3] == ["benchmark", "answers", "seconds"]
+    rows = {line.split()[0]: line.split() for line in lines}
+    assert {"chartqa", "mathvision_test", "screenspot", "all"} <= set(rows) and len(rows) > 15
+    assert int(rows["all"][1]) == sum(int(row[1]) for name, row in rows.items() if name != "all") == 200
+    assert float(rows["all"][2]) < 60

@@ -14,10 +14,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer:
-    """One data set. Use as a context manager; `url` is what HF_ENDPOINT should be."""
+    """A data set, and possibly others. Use as a context manager; `url` is what HF_ENDPOINT should be."""
 
     def __init__(self, folder: Path, repository: str = "owner/set"):
         self.folder, self.repository = folder, repository
+        self.folders = {repository: folder}
+        """By repository; more may be added."""
+        self.refused: dict[str, tuple[int, str]] = {}
+        """(status, the hub's code of the error) of repositories that nobody may see."""
+        self.tokens: set[str] = set()
+        """What requests authorized themselves with."""
         self.requests: list[str] = []
         """Method and path of every request, with the Range header of those that have one."""
         self.gated = False
@@ -46,25 +52,26 @@ class HubServer:
         mark = f"/resolve/{COMMIT}/"
         return [line.split(mark)[1] for line in self.requests if line.startswith("GET") and mark in line]
 
-    def listing(self) -> dict[str, Any]:
+    def listing(self, repository: str) -> dict[str, Any]:
         """What the hub says of the repository with `blobs=true`."""
         siblings = []
-        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+        folder = self.folders[repository]
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             data = path.read_bytes()
             entry: dict[str, object] = {
-                "rfilename": path.relative_to(self.folder).as_posix(),
+                "rfilename": path.relative_to(folder).as_posix(),
                 "size": len(data),
                 "blobId": _git_hash(data),
             }
             if path.suffix == ".parquet":
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
             siblings.append(entry)
-        return {"id": self.repository, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+        return {"id": repository, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
 
-    def tree(self) -> list[dict[str, Any]]:
+    def tree(self, repository: str) -> list[dict[str, Any]]:
         """The same as a list of the tree's files."""
         entries = []
-        for sibling in self.listing()["siblings"]:
+        for sibling in self.listing(repository)["siblings"]:
             entry = {"type": "file", "path": sibling["rfilename"], "size": sibling["size"], "oid": sibling["blobId"]}
             if "lfs" in sibling:
                 lfs = sibling["lfs"]
@@ -93,14 +100,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}" + (f" {asked}" if asked else ""))
         if self.hub.gated:
             return self._say(403, b'{"error":"gated"}', {"X-Error-Code": "GatedRepo"})
-        if path.startswith(f"/api/datasets/{self.hub.repository}"):
-            answer = self.hub.tree() if "/tree/" in path else self.hub.listing()
+        self.hub.tokens.add(self.headers.get("Authorization", ""))
+        repository = "/".join(path.removeprefix("/api").split("/")[2:4])
+        status, code = self.hub.refused.get(repository, (404, "RepoNotFound"))
+        if repository not in self.hub.folders or repository in self.hub.refused:
+            return self._say(status, b'{"error":"no"}', {"X-Error-Code": code} if code else {})
+        if path.startswith("/api/"):
+            answer = self.hub.tree(repository) if "/tree/" in path else self.hub.listing(repository)
             return self._say(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
-        prefix = f"/datasets/{self.hub.repository}/resolve/{COMMIT}/"
-        if not path.startswith(prefix):
-            return self._say(404, b'{"error":"no"}', {"X-Error-Code": "RepoNotFound"})
-        name = path.removeprefix(prefix)
-        file = self.hub.folder / name
+        name = path.partition(f"/resolve/{COMMIT}/")[2]
+        file = self.hub.folders[repository] / name
         if not file.is_file():
             return self._say(404, b"", {"X-Error-Code": "EntryNotFound"})
         data = file.read_bytes()

@@ -6,7 +6,6 @@ import ast
 import inspect
 import pkgutil
 import time
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vero_jax.evaluation
-from tests.evaluation.data_sets import ROWS
 from tests.evaluation.golden_eval import cases, is_ruled, task
+from tests.evaluation.hostile_texts import MORE_ANSWERS, ruled_rows
 from tests.rewards.hostile import HOSTILE_ANSWERS
 from vero_jax.evaluation import judging
-from vero_jax.evaluation.benchmark import Benchmark
-from vero_jax.evaluation.registry import all_benchmarks
 from vero_jax.evaluation.score import Score
 from vero_jax.evaluation.scorers import constraints
 from vero_jax.evaluation.variants import VARIANTS
@@ -30,71 +27,15 @@ WORST_SECONDS = 5.0
 SPEED = 60.0 / 10_000
 """Seconds for a rule-scored answer."""
 
-MORE_ANSWERS = {
-    "boxed towers": "\\boxed{" * 20_000 + "1" + "}" * 20_000,
-    "wrapped texts": "\\text{" * 15_000 + "1" + "}" * 15_000,
-    "long option": "x" * 400_000,
-    "letters": "A " * 50_000,
-    "answer phrases": "the answer is " * 7_000,
-    "ratios": "1:2:" * 25_000,
-    "ranges": "1-" * 50_000 + "1",
-    "dashes": "- " * 50_000,
-    "list of numbers": "[" + "1, " * 30_000 + "1]",
-    "quoted list": "'a', " * 20_000 + "'a'",
-    "brackets with commas": "[" + "(," * 40_000 + "]",
-    "fences": "```" * 30_000,
-    "fenced JSON": "```json\n" * 12_000,
-    "box keys": '"bbox_2d": [' * 8_000,
-    "point keys": "point_2d: [1," * 7_000,
-    "pairs": "[1, 2" * 15_000,
-    "tool calls": "<tool_call>" * 9_000,
-    "percent": "%" * 100_000,
-    "number words": "eighteen" * 12_000,
-    "equations": "=" * 100_000,
-    "approximately": "\\approx " * 12_000,
-    "many sentences": "A. " * 30_000,
-    "blank lines": "\n \n" * 30_000,
-    "spaces": " " * 100_000 + "x",
-    "answer and spaces": "answer" + " " * 100_000 + "x",
-    "number and spaces": "1" + " " * 100_000 + "x",
-    "spaces and dashes": "x" + " " * 50_000 + "-" + " " * 50_000 + "x",
-    "thousands": "111," * 25_000 + "x",
-    "decimals": "1." * 50_000,
-    "long decimals": "1." + "5" * 100_000 + "x",
-    "apostrophes": "it's-" * 20_000,
-    "code": "__import__('os').system('touch /tmp/never')",
-    "not a number": "nan",
-    "surrogates": "\ud83d" * 1000,
-    "full width digits": "１２３" * 1000,
-    "null characters": "\x00" * 100_000,
-}
-
-
 WORDY = "The chart shows values of 12.5, 14% and 1,200 in 2019. I compare option A with option B. " * 60
 
 SLOW_ANSWERS = [pytest.param(name, marks=pytest.mark.slow) for name in HOSTILE_ANSWERS]
 
 
-def _ruled() -> Iterator[tuple[Benchmark, dict[str, Any]]]:
-    for name, rows in ROWS.items():
-        benchmark = all_benchmarks()[name]
-        if benchmark.scorer is None or name in ("mmmu_pro_vision", "cv_bench", "countqa", "blink"):
-            continue  # judged, or scored like another one
-        row = rows[0]
-        if name == "aerialvg_bbox":
-            row = {**row["grounding"]["regions"][0], "caption": "A."}
-        yield benchmark, {"width": 64, "height": 48, **row}
-        if name == "mathvista_testmini":
-            choices = ["45 degrees", "60 degrees", "90 degrees", "135 degrees"]
-            yield benchmark, {"question_type": "multi_choice", "choices": choices, "answer": choices[0]}
-        if name == "chartqa":
-            yield benchmark, {"answer": ["10-20"], "type": "human_test"}
-
-
 @pytest.mark.parametrize("name", [*SLOW_ANSWERS, *MORE_ANSWERS])
 def test_no_answer_takes_long_or_raises(name: str) -> None:
     text = {**HOSTILE_ANSWERS, **MORE_ANSWERS}[name]
-    for benchmark, row in _ruled():
+    for benchmark, row in ruled_rows():
         variant = VARIANTS["qwen3_zs" if benchmark.name == "screenspotpro" else "reasoning"]
         start = time.process_time()
         score = benchmark.score(benchmark.answer(f"</think><answer>\\boxed{{{text}}}</answer>", variant), row)
@@ -164,7 +105,7 @@ def test_ordinary_answers_are_scored_faster_than_ten_thousand_a_minute() -> None
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=60) | st.text(alphabet="0123456789.,%-:[]{}()\\ABCDEabcde \n", max_size=60))
 def test_any_text_has_a_score_between_0_and_1(text: str) -> None:
-    for benchmark, row in _ruled():
+    for benchmark, row in ruled_rows():
         score = benchmark.score(benchmark.answer(text, VARIANTS["reasoning"]), row)
         assert score.value is not None and 0.0 <= score.value <= 1.0, benchmark.name
         assert score.strict is not None and 0.0 <= score.strict <= 1.0, benchmark.name

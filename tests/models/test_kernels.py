@@ -10,9 +10,10 @@ from jax.sharding import AbstractMesh, AxisType
 
 from vero_jax.config import MeshConfig
 from vero_jax.errors import UserError
-from vero_jax.models.attention import kernels_fit, on_mesh, segment_attention, shared_prefix_attention
+from vero_jax.models.attention import kernel_block, on_mesh, segment_attention, shared_prefix_attention
 from vero_jax.models.kernels import tpu
 from vero_jax.parallel.mesh import AXES, ROW_AXES, make_mesh
+from vero_jax.planning.hlo import collective_traffic
 
 LENGTH = 300  # no multiple of the block
 BLOCK = 128
@@ -128,7 +129,52 @@ def test_rows_and_heads_are_split_over_devices(kernel, kv_heads):
 
 def test_scalar_memory_limits_the_rows_of_one_device():
     q = jax.ShapeDtypeStruct((128, 16384, 4, 64), jnp.bfloat16)
-    assert not kernels_fit(q, q, 512) and kernels_fit(q, q, 512, shards=2)
+    assert kernel_block(q, q, 512) is None and kernel_block(q, q, 512, shards=2) == 512
+
+
+@pytest.mark.parametrize(
+    ("patches", "wanted"), [(16384, 128), (32768, 128), (49152, 256), (65536, 256), (131072, 512), (262144, None)]
+)
+def test_blocks_grow_until_scalar_memory_holds_their_pairs(patches, wanted):
+    q = jax.ShapeDtypeStruct((4, patches, 16, 80), jnp.bfloat16)
+    assert kernel_block(q, q, 128, shards=4) == wanted
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_larger_blocks_than_asked_for_give_the_same(kernel, monkeypatch):
+    q, k, v, weight = tensors(7, 2, 2, 2, 64, "float32")
+    rng = np.random.default_rng(8)
+    segments = np.stack([random_row(rng)[0] for _ in range(2)])
+
+    def ours(*x):
+        return value_and_gradients(lambda *qkv: segment_attention(*qkv, segments, BLOCK, kernel), *x)
+
+    monkeypatch.setattr(tpu, "MAX_PAIRS", 2 * 2**2)  # two blocks to a row, where three were asked for
+    assert kernel_block(q, k, BLOCK) == 2 * BLOCK
+    want = value_and_gradients(lambda *qkv: plain(*qkv, visible(segments, None)), q, k, v, weight)
+    for a, b in zip(jax.jit(ours)(q, k, v, weight), want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [32, 64], ids=["no_kernels", "where_other_platforms_have_kernels"])
+@pytest.mark.parametrize("rule", ["row", "segment"])
+def test_of_tokens_split_over_devices_each_gets_those_of_its_heads_once(rule, size):
+    """Between layers tokens are split over the tensor axis; no device needs other heads', and none inside a loop."""
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
+    tokens = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(ROW_AXES, "tensor"))
+    shapes = [jax.ShapeDtypeStruct((2, 1024, n, size), "float32", sharding=tokens) for n in (8, 4, 4, 8)]
+    labels = [jax.ShapeDtypeStruct((2, 1024), "int32", sharding=tokens)] * (2 if rule == "row" else 1)
+
+    def split(labels, *x):
+        function = shared_prefix_attention if rule == "row" else segment_attention
+        with on_mesh(mesh):
+            return value_and_gradients(lambda *qkv: function(*qkv, *labels, BLOCK), *x)
+
+    traffic = collective_traffic(jax.jit(split).lower(labels, *shapes).compile().as_text())
+    # Of q, k, v and the output's gradient it lacks three quarters of the tokens; labels it needs all.
+    once = 1024 * (8 + 4 + 4 + 8) / 4 * size * 4 * 3 / 4
+    assert traffic.bytes == pytest.approx(once, rel=0.03), traffic
+    assert traffic.bytes_in_loops == 0, traffic
 
 
 def lowered(platform: str, device: jax.sharding.AbstractDevice | None, dtype: str = "bfloat16", **options) -> str:

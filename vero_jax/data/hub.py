@@ -24,7 +24,7 @@ from vero_jax.errors import UserError
 from vero_jax.runtime.files import atomic_write
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_README = "README.md"
+README = "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +74,9 @@ def hub_origins(
     """
     remembered = memory / f".hub-{repository.replace('/', '--')}.json"
     try:
-        listing = _list(repository)
+        listing = list_repository(repository)
     except UserError as error:
-        offline = _remembered(remembered)
+        offline = remembered_listing(remembered)
         if offline is not None:
             say(f"{error}; going on with what is known from an earlier time (commit {offline.commit[:8]})")
             listing = offline
@@ -86,10 +86,10 @@ def hub_origins(
         else:
             raise UserError(f"{error}; there is no folder of that name either") from error
     else:
-        if listing != _remembered(remembered):  # a cache that is complete may be read-only
+        if listing != remembered_listing(remembered):  # a cache that is complete may be read-only
             with friendly_disk(memory):
                 memory.mkdir(parents=True, exist_ok=True)
-            atomic_write(remembered, json.dumps(dataclasses.asdict(listing)))
+            remember_listing(remembered, listing)
     wanted = re.compile(rf"(?:{'|'.join(re.escape(split) for split in splits)})(?:-[^/]*)?\.parquet")
     folders: dict[str, list[HubFile]] = {}
     for file in sorted(listing.files, key=lambda file: file.path):
@@ -178,9 +178,9 @@ class _Download:
     def _checked(self, file: HubFile) -> Path:
         path = self._cached(file)
         if path is None:
-            path = _fetch(self.repository, file.path, self.commit)
+            path = fetch(self.repository, file.path, self.commit)
             self.fetched.append(path)
-        _check(path, file, self.repository)
+        check_file(path, file, self.repository)
         return path
 
     def discard(self) -> None:
@@ -190,8 +190,12 @@ class _Download:
             self.fetched.clear()
 
 
-def _check(path: Path, file: HubFile, repository: str) -> None:
-    """Removes a file that is not what the hub has, and says so."""
+def check_file(path: Path, file: HubFile, repository: str) -> None:
+    """Removes a downloaded file that is not what the hub has, and says so.
+
+    Raises:
+      UserError: it has another size, or another checksum than that of the hub's large file storage.
+    """
     size = path.stat().st_size
     if size == file.size and (not file.sha256 or file_sha256(path) == file.hash):
         return
@@ -207,10 +211,15 @@ def _remove(path: Path) -> None:
     content.unlink(missing_ok=True)
 
 
-def _list(repository: str) -> Listing:
+def list_repository(repository: str) -> Listing:
+    """What the hub's data set of that id holds now.
+
+    Raises:
+      UserError: it is not to be had.
+    """
     from huggingface_hub import HfApi
 
-    with _hub_errors(repository):
+    with hub_errors(repository):
         info = HfApi().dataset_info(repository, files_metadata=True)
         siblings = info.siblings or []
         files = tuple(
@@ -223,20 +232,34 @@ def _list(repository: str) -> Listing:
             for item in siblings
         )
         readme = ""
-        if any(file.path == _README for file in files):
-            readme = _fetch(repository, _README, str(info.sha)).read_text(encoding="utf-8", errors="replace")
+        if any(file.path == README for file in files):
+            readme = fetch(repository, README, str(info.sha)).read_text(encoding="utf-8", errors="replace")
     return Listing(str(info.sha), files, readme)
 
 
-def _fetch(repository: str, path: str, commit: str) -> Path:
+def fetch(repository: str, path: str, commit: str, folder: Path | None = None, *, again: bool = False) -> Path:
+    """A file of a data set, downloaded unless it is here.
+
+    Args:
+      folder: gets the file under its own path; by default the client's cache does.
+      again: downloads it in any case.
+
+    Raises:
+      UserError: it is not to be had, or the disk does not take it.
+    """
     from huggingface_hub import hf_hub_download
 
-    with friendly_disk(download_folder()), _hub_errors(repository, path), _quiet():
-        return Path(hf_hub_download(repository, path, repo_type="dataset", revision=commit))
+    place = folder or download_folder()
+    with friendly_disk(place), hub_errors(repository, path), quiet():
+        return Path(
+            hf_hub_download(
+                repository, path, repo_type="dataset", revision=commit, local_dir=folder, force_download=again
+            )
+        )
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bars where nobody looks at a terminal: a log would hold thousands of them."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -250,7 +273,13 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _remembered(path: Path) -> Listing | None:
+def remember_listing(path: Path, listing: Listing) -> None:
+    """Keeps a listing for times without a network."""
+    atomic_write(path, json.dumps(dataclasses.asdict(listing)))
+
+
+def remembered_listing(path: Path) -> Listing | None:
+    """The listing that `remember_listing` kept, None where there is none."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         files = tuple(HubFile(**file) for file in value["files"])
@@ -270,7 +299,7 @@ def _cached_snapshot(repository: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _hub_errors(repository: str, path: str = "") -> Iterator[None]:
+def hub_errors(repository: str, path: str = "") -> Iterator[None]:
     """One sentence for every way in which the hub does not give what is asked for."""
     import httpx2
     from huggingface_hub.errors import (
@@ -299,7 +328,10 @@ def _hub_errors(repository: str, path: str = "") -> Iterator[None]:
         reason = f"it is no valid id ({str(error).splitlines()[0]}); check it"
     except HfHubHTTPError as error:
         cause = error
-        reason = f"the hub refuses ({str(error).splitlines()[0]}); try again later"
+        advice = "try again later"
+        if error.response is not None and error.response.status_code in (401, 403):
+            advice = "check HF_TOKEN, or log in with `hf auth login`"
+        reason = f"the hub refuses ({str(error).splitlines()[0]}); {advice}"
     except (LocalEntryNotFoundError, httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         cause = error
         reason = (

@@ -79,6 +79,11 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
+def one_at_a_time(image: Image.Image) -> contextlib.AbstractContextManager[object]:
+    """For decoding inside of it: of images of `LARGE_PIXELS` or more, a process has one in such a block."""
+    return _LARGE if image.width * image.height >= LARGE_PIXELS else contextlib.nullcontext()
+
+
 def to_rgb(image: Image.Image, background: Background = "white") -> Image.Image:
     """Decodes the (first) frame into 8-bit RGB.
 
@@ -224,8 +229,7 @@ class StillImage:
 
     def patches(self, background: Background) -> UInt8[np.ndarray, "P E"]:
         """Decodes, resizes and cuts the image. Raises `ImageError`."""
-        large = self.image.width * self.image.height >= LARGE_PIXELS
-        with _LARGE if large else contextlib.nullcontext():
+        with one_at_a_time(self.image):
             pixels = resize(to_rgb(self.image, background), self.height, self.width)
         settings = self.settings
         return patchify(pixels, settings.patch_size, settings.merge_size, settings.temporal_patch_size)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from vero_jax.config import DataConfig
 from vero_jax.data import builder, mini, readers
 from vero_jax.data.prepared import FORMAT, digest
 from vero_jax.data.readers import Row
+from vero_jax.data.readme import readme_configs
 from vero_jax.errors import UserError
 
 Rows = Mapping[str, Callable[[], Iterator[Row]]]
@@ -140,16 +140,8 @@ def readme_order(text: str) -> dict[str, int]:
 
     The header's order is that of the official export, and need not be that of the names.
     """
-    match = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-    try:
-        header = yaml.safe_load(match.group(1)) if match else None
-    except yaml.YAMLError:
-        return {}
-    configs = header.get("configs") if isinstance(header, dict) else None
     order: dict[str, int] = {}
-    for place, config in enumerate(configs if isinstance(configs, list) else []):
-        if not isinstance(config, dict):
-            continue
+    for place, config in enumerate(readme_configs(text)):
         order.setdefault(str(config.get("config_name")), place)
         files = config.get("data_files")
         for entry in files if isinstance(files, list) else []:

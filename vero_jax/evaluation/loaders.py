@@ -6,7 +6,6 @@ import base64
 import binascii
 import dataclasses
 import io
-import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -14,9 +13,11 @@ from typing import Any, TypeAlias, TypeVar
 import grain
 
 from vero_jax.data.formats import BrokenRow
-from vero_jax.data.images import ImageError, open_image, to_rgb
+from vero_jax.data.geometry import MAX_ASPECT_RATIO
+from vero_jax.data.images import ImageError, one_at_a_time, open_image, to_rgb
 from vero_jax.errors import CountedError
 from vero_jax.evaluation.benchmark import Benchmark, Row, Source
+from vero_jax.evaluation.layout import picture_places
 from vero_jax.evaluation.rows import Rows, open_rows
 from vero_jax.evaluation.variants import Variant
 
@@ -104,7 +105,7 @@ class QuestionSource:
             return _question(self._benchmark, self._rows, self._rows[number], part, self._variant, name)
         except CountedError as error:
             return Broken(name, error.reason, error.detail)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # whatever stored data can provoke, in Pillow too, costs its own question only
             return Broken(name, "row not usable", f"{type(error).__name__}: {error}"[:200])
 
     def _name(self, number: int, part: int) -> str:
@@ -188,7 +189,7 @@ def picture_bytes(value: Any, folder: Path, *, base64_text: bool) -> bytes:
     """The encoded picture that a row holds or names.
 
     Args:
-      value: bytes, {"bytes", "path"}, base64 text, or the name of a file under `folder` or its `images`.
+      value: bytes, {"bytes", "path"}, base64 text, or the name of a file under `folder`, see `layout.picture_places`.
 
     Raises:
       ImageError: there is none, or it lies outside of the folder.
@@ -204,14 +205,13 @@ def picture_bytes(value: Any, folder: Path, *, base64_text: bool) -> bytes:
             return base64.b64decode(value.rpartition(",")[2] if value.startswith("data:") else value, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ImageError("image not readable", f"not base64 ({error})") from None
-    home = os.path.abspath(folder)
-    for path in (Path(home, value), Path(home, "images", value)):
-        # The hub's cache is made of links to other folders, so only the name itself must stay inside.
-        if Path(os.path.normpath(path)).is_relative_to(home) and path.is_file():
-            try:
+    for place in picture_places(value):
+        try:
+            path = folder / place
+            if path.is_file():
                 return path.read_bytes()
-            except OSError as error:
-                raise ImageError("image not readable", f"{value} ({error.strerror})") from None
+        except OSError as error:  # a name longer than a file's may be, a file that may not be read
+            raise ImageError("image not readable", f"{value:.200} ({error.strerror})") from None
     raise ImageError("image missing", f"no file {value:.200} in the data set's folder")
 
 
@@ -222,7 +222,11 @@ def _checked(pictures: Sequence[bytes], min_side: int) -> tuple[list[bytes], tup
     kept: list[bytes] = []
     first = (0, 0)
     for data in pictures:
-        image = to_rgb(open_image(data))
+        image = open_image(data)
+        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+            raise ImageError("image shape not usable", f"{image.width}x{image.height} pixels, too long for Qwen-VL")
+        with one_at_a_time(image):
+            image = to_rgb(image)
         first = image.size if not kept else first
         if min(image.size) < min_side:
             factor = min_side / min(image.size)
@@ -245,10 +249,10 @@ def _is_picture(key: str, value: Any, source: Source) -> bool:
 
 
 def _count(source: Source, row: Row) -> int:
-    """How many questions a row holds; one that can't be read counts as one, and is counted as broken later."""
+    """How many questions a row holds; one that can't be read, or has none, is one, and is counted as broken later."""
     if isinstance(row, BrokenRow) or source.expand is None:
         return 1
     try:
-        return len(source.expand(row))
-    except (LookupError, TypeError, ValueError, AttributeError):
+        return max(len(source.expand(row)), 1)
+    except Exception:  # the same row fails again where it is counted
         return 1

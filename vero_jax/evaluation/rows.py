@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import bisect
 import itertools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -18,41 +19,33 @@ from vero_jax.data import json_rows
 from vero_jax.data.formats import BrokenRow
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import Source
+from vero_jax.evaluation.layout import MissingData, row_files
 
 GROUPS_HELD = 2
 """Row groups in memory; the hub's image sets have 100 rows or fewer in each."""
-_JSON = (".jsonl", ".json")
-
-
-class MissingData(ValueError):
-    """A benchmark's data is not there, or none of it can be read: the benchmark is not run."""
+README = "README.md"
+_SUFFIXES = (".parquet", ".jsonl", ".json")
+_DEEPEST = 3
+"""Folders above a file of rows."""
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError)
+"""What pyarrow raises for damaged files; LookupError, where a group has not the rows that its file says."""
 
 
 def open_rows(source: Source, root: Path) -> Rows:
     """The rows of a source under `root`, the folder of all data sets.
 
-    A data set lies in `root/owner/name`, `root/name`, or as the hub's own cache keeps it; inside are
-    `<config>/<split>-*.parquet` or `data/<split>-*.parquet`, or `<split>.jsonl` with pictures beside it.
+    A data set lies in `root/owner/name`, `root/name`, or as the hub's own cache keeps it; `layout.row_files` says which
+    of its files are read.
 
     Raises:
-      MissingData: the folder, a config, or the split is missing, or a file is no Parquet file.
+      MissingData: the folder, a config, the split or one of its files is missing, or a file can't be read.
     """
-    folder = _folder(source.repo, root)
-    if source.annotations:
-        files = sorted(path for path in (folder / source.annotations).glob("*.json"))
-        if not files:
-            raise MissingData(f"{folder / source.annotations} has no .json files")
-        return JsonRows(folder, files)
-    parquet = [path for config in source.configs or ("",) for path in _parquet_files(folder, config, source.split)]
-    if parquet:
-        return ParquetRows(folder, parquet)
-    if source.configs and folder.is_dir() and any(folder.rglob("*.parquet")):
-        raise MissingData(f"{folder} has no {source.split} files of {', '.join(source.configs)}")
-    files = [folder / f"{source.split}{suffix}" for suffix in _JSON]
-    files = [path for path in files if path.is_file()]
-    if not files:
-        raise MissingData(f"{folder} has no {source.split}-*.parquet and no {source.split}.jsonl")
-    return JsonRows(folder, files[:1])
+    folder = find_folder(source.repo, root)
+    names = _names(folder)
+    readme = folder / README
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    files = [folder / name for name in row_files(source, names, text, str(folder))]
+    return ParquetRows(folder, files) if files[0].suffix == ".parquet" else JsonRows(folder, files)
 
 
 class Rows(abc.ABC):
@@ -71,6 +64,11 @@ class Rows(abc.ABC):
     @abc.abstractmethod
     def without_pictures(self) -> Sequence[Mapping[str, Any]]:
         """All rows without their columns of pictures."""
+
+    @property
+    @abc.abstractmethod
+    def embed_pictures(self) -> bool:
+        """Whether the rows have columns of pictures; else they can only name them."""
 
 
 class JsonRows(Rows):
@@ -92,6 +90,10 @@ class JsonRows(Rows):
     def without_pictures(self) -> Sequence[Mapping[str, Any]]:
         return self._rows
 
+    @property
+    def embed_pictures(self) -> bool:
+        return False
+
 
 class ParquetRows(Rows):
     """The rows of Parquet files, read a row group at a time."""
@@ -99,15 +101,20 @@ class ParquetRows(Rows):
     def __init__(self, folder: Path, files: Sequence[Path]):
         self.folder, self.files = folder, tuple(files)
         self._groups: list[tuple[Path, int]] = []
+        self._embed_pictures = False
         counts = [0]
         for path in files:
             try:
-                metadata = pq.read_metadata(path)
-            except (pa.ArrowException, OSError) as error:
+                with pq.ParquetFile(path) as file:
+                    metadata = file.metadata
+                    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+                    self._embed_pictures |= any(_holds_bytes(field.type) for field in file.schema_arrow)
+            except _UNREADABLE as error:
                 raise MissingData(f"{path} is not readable as Parquet ({' '.join(str(error).split())})") from None
-            for group in range(metadata.num_row_groups):
-                self._groups.append((path, group))
-                counts.append(metadata.row_group(group).num_rows)
+            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                raise MissingData(f"{path} is not readable as Parquet (its row groups do not hold its rows)")
+            self._groups += [(path, group) for group in range(len(rows))]
+            counts += rows
         self._starts = list(itertools.accumulate(counts))
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
@@ -122,7 +129,7 @@ class ParquetRows(Rows):
                 table = self._group(group)
             row: Mapping[str, Any] = table.slice(index - self._starts[group], 1).to_pylist()[0]
             return row
-        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        except _UNREADABLE as error:
             return BrokenRow(self._groups[group][0].stem, "row not readable", " ".join(str(error).split())[:200])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,16 +140,24 @@ class ParquetRows(Rows):
         self.__dict__.update(state, _lock=threading.Lock())
 
     def without_pictures(self) -> Sequence[Mapping[str, Any]]:
-        rows: list[Mapping[str, Any]] = []
-        for path, group in self._groups:
-            with pq.ParquetFile(path) as file:
-                names = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
-                try:
-                    rows += file.read_row_group(group, columns=names).to_pylist()
-                except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-                    count = file.metadata.row_group(group).num_rows
-                    rows += [BrokenRow(path.stem, "row not readable", str(error)[:200])] * count
-        return rows
+        found: list[Mapping[str, Any]] = []
+        for place, (path, group) in enumerate(self._groups):
+            count = self._starts[place + 1] - self._starts[place]
+            try:
+                with pq.ParquetFile(path) as file:
+                    names = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
+                    # A table without columns has no rows.
+                    rows = file.read_row_group(group, columns=names).to_pylist() if names else [{}] * count
+                if len(rows) != count:
+                    raise ValueError(f"{len(rows)} rows in a group of {count}")
+            except _UNREADABLE as error:
+                rows = [BrokenRow(path.stem, "row not readable", str(error)[:200])] * count
+            found += rows
+        return found
+
+    @property
+    def embed_pictures(self) -> bool:
+        return self._embed_pictures
 
     def _group(self, group: int) -> pa.Table:
         table = self._held.pop(group, None)
@@ -164,7 +179,12 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _folder(repo: str, root: Path) -> Path:
+def find_folder(repo: str, root: Path) -> Path:
+    """The folder of a data set under `root`.
+
+    Raises:
+      MissingData: there is none.
+    """
     owner, _, name = repo.partition("/")
     cached = sorted((root / f"datasets--{owner}--{name}" / "snapshots").glob("*/"))
     for folder in (root / owner / name, root / name, *cached[-1:]):
@@ -173,13 +193,12 @@ def _folder(repo: str, root: Path) -> Path:
     raise MissingData(f"{root} has no folder {repo} or {name}")
 
 
-def _parquet_files(folder: Path, config: str, split: str) -> list[Path]:
-    """The files of a split: in the config's folder, else in `data` or anywhere in the data set."""
-    places = [folder / config] if config else [folder / "data", folder]
-    for place in places:
-        files = sorted(
-            [*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet"), *place.glob(f"{split}/*.parquet")]
-        )
-        if files:
-            return files
-    return [] if config else sorted(folder.glob(f"*/{split}-*.parquet"))
+def _names(folder: Path) -> list[str]:
+    """The files that may hold rows, down to folders of folders, without hidden ones."""
+    found: list[str] = []
+    # Folders may be links, also in a circle.
+    for place, folders, files in os.walk(folder, followlinks=True):
+        inside = Path(place).relative_to(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and len(inside.parts) < _DEEPEST]
+        found += [(inside / name).as_posix() for name in files if name.endswith(_SUFFIXES) and not name.startswith(".")]
+    return found

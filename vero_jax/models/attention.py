@@ -9,9 +9,9 @@ online softmax over key blocks, a backward pass that computes the scores again, 
 pairs of blocks can see each other is worked out first, so a row pays only for those: nothing after the query, no
 other group, and no other branch.
 
-On TPU and GPU, rows of more than one block are left to Pallas kernels (`models/kernels`) where `kernels_fit` and the
-devices are known: inside `on_mesh`. Which version runs is settled by the platform that a program is lowered for, so a
-TPU program compiled ahead of time on a CPU has the kernels too.
+On TPU and GPU, rows of more than one block are left to Pallas kernels (`models/kernels`) where these suit the shapes
+(`kernel_block`) and the devices are known: inside `on_mesh`. Which version runs is settled by the platform that a
+program is lowered for, so a TPU program compiled ahead of time on a CPU has the kernels too.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from vero_jax.models.kernels.blockwise import (
     Labels,
     Rule,
     block_pairs,
-    block_table,
-    blocked,
     blocked_backward,
     blocked_forward,
     dense,
@@ -56,17 +54,24 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def kernels_fit(q: Float[Array, "B T H C"], k: Float[Array, "B T K C"], block: int, shards: int = 1) -> bool:
-    """Whether the shapes suit the kernels: rows longer than a block, blocks of a multiple of 128 tokens, heads of 64 to
-    128 numbers (narrower ones would be mostly padding), bfloat16 or float32, all alike, and a list of block pairs
-    that scalar memory holds (`kernels.tpu.MAX_PAIRS`). A GPU takes XLA's version for float32 all the same.
+def kernel_block(q: Float[Array, "B T H C"], k: Float[Array, "B T K C"], block: int, shards: int = 1) -> int | None:
+    """Tokens of a block for the kernels; None where they don't suit the shapes.
+
+    They want rows longer than a block, blocks of a multiple of 128 tokens, heads of 64 to 128 numbers (narrower ones
+    would be mostly padding), and bfloat16 or float32, all alike. A GPU takes XLA's version for float32 all the same.
+    Where the list of block pairs is longer than scalar memory holds (`kernels.tpu.MAX_PAIRS`), blocks grow until it is
+    not, as far as `_TPU_BLOCK`: a windowed tower asks for small ones, of which its longest rows have too many.
 
     shards: devices over which the rows are split."""
     B, T, _, C = q.shape
-    blocks = -(-T // math.gcd(block, _TPU_BLOCK))
     types = q.dtype == k.dtype and q.dtype in (jnp.bfloat16, jnp.float32)
-    suits = types and block < T and block % gpu.BLOCK == 0 and 64 <= C <= 128
-    return suits and B // shards * blocks**2 <= tpu.MAX_PAIRS
+    if not (types and block < T and block % gpu.BLOCK == 0 and 64 <= C <= 128):
+        return None
+    while B // shards * (-(-T // math.gcd(block, _TPU_BLOCK))) ** 2 > tpu.MAX_PAIRS:
+        if block % _TPU_BLOCK == 0:
+            return None
+        block *= 2
+    return block
 
 
 _TPU_BLOCK = 512
@@ -89,7 +94,7 @@ def shared_prefix_attention(
 
     Args:
       block: tokens per block. Rows of at most so many tokens are one dense block.
-      implementation: "xla"; "pallas", the kernels of the platform, where it has some; "auto", these where `kernels_fit`
+      implementation: "xla"; "pallas", the kernels of the platform, where it has some; "auto", these where they suit
         and `on_mesh` says which devices there are; or the kernels of one platform, interpreted, which is slow.
 
     Raises:
@@ -180,35 +185,32 @@ def _attend(
     K = k.shape[2]
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or bool(mesh.manual_axes) or B % row_shards(mesh) != 0
-    fits = kernels_fit(q, k, block, 1 if alone else row_shards(mesh))
-    if implementation not in ("auto", "xla") and not fits:
+    suiting = kernel_block(q, k, block, 1 if alone else row_shards(mesh))
+    if implementation not in ("auto", "xla") and suiting is None:
         raise UserError(f"attention kernels don't suit q {q.shape}, k {k.shape} of {q.dtype} in blocks of {block}")
     q = (q * C**-0.5).reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     if block >= T:
         out = dense(q, k, v, labels, rule)
     else:
-        use_kernels = fits and implementation != "xla" and not (implementation == "auto" and mesh.empty)
-        if not use_kernels:
-            block = _even_block(T, min(block, _XLA_BLOCK))
+        if suiting is None or implementation == "xla" or (implementation == "auto" and mesh.empty):
+            implementation, block = "xla", _even_block(T, min(block, _XLA_BLOCK))
+        else:
+            block = suiting
         padding = -T % block
         widths = ((0, 0),) * 2 + ((0, padding), (0, 0))
         labels = tuple(jnp.pad(label, ((0, 0), (0, padding))) for label in labels)
         q, k, v = jnp.pad(q, ((0, 0), *widths)), jnp.pad(k, widths), jnp.pad(v, widths)
-        if use_kernels:
-            # Inside another shard_map every device has its own rows and heads already.
-            whole = mesh.empty or mesh.size == 1 or bool(mesh.manual_axes)
-            kernels = _Kernels(rule, block, implementation)
-            out = _kernels(q, k, v, labels, kernels, None if whole else mesh)[..., :T, :]
-        else:
-            table = block_table(labels, rule, block)
-            out = blocked(q, k, v, labels, table, rule, block)[..., :T, :]
+        # Inside another shard_map every device has its own rows and heads already.
+        whole = mesh.empty or mesh.size == 1 or bool(mesh.manual_axes)
+        out = _blocked(q, k, v, labels, _Passes(rule, block, implementation), None if whole else mesh)[..., :T, :]
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kernels:
-    """The forward and backward pass of one rule, each settled by the platform when the program is lowered.
+class _Passes:
+    """The forward and backward pass of one rule, block by block, each settled by the platform when the program is
+    lowered.
 
     Equal objects share traces.
     """
@@ -223,8 +225,7 @@ class _Kernels:
 
     def forward(self, q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
         def xla(q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
-            table = block_table(labels, self.rule, self.block)
-            return blocked_forward(q, k, v, labels, table, self.rule, self.block)[1][-2:]
+            return blocked_forward(q, k, v, labels, self.rule, self.block)
 
         def kernel(module: Any, size: int, q: Array, k: Array, v: Array, labels: Labels) -> tuple[Array, Array]:
             pairs = block_pairs(labels, self.rule, size)[0]
@@ -235,10 +236,9 @@ class _Kernels:
     def backward(
         self, q: Array, k: Array, v: Array, labels: Labels, out: Array, lse: Array, d_out: Array
     ) -> tuple[Array, Array, Array]:
-        def xla(q: Array, k: Array, v: Array, labels: Labels, *rest: Array) -> tuple:
-            table = block_table(labels, self.rule, self.block)
-            kept = (q, k, v, labels, table, *rest[:2])
-            return blocked_backward(self.rule, self.block, kept, rest[2])[:3]
+        def xla(q: Array, k: Array, v: Array, labels: Labels, *rest: Array) -> tuple[Array, Array, Array]:
+            out, lse, d_out = rest
+            return blocked_backward(q, k, v, labels, out, lse, d_out, self.rule, self.block)
 
         def kernel(module: Any, size: int, q: Array, k: Array, v: Array, labels: Labels, *rest: Array) -> tuple:
             pairs = block_pairs(labels, self.rule, size)[0]
@@ -247,6 +247,8 @@ class _Kernels:
         return self._select(xla, kernel, q, k, v, labels, out, lse, d_out)
 
     def _select(self, xla: Callable[..., Any], kernel: Callable[..., Any], *operands: Any) -> Any:
+        if self.implementation == "xla":
+            return xla(*operands)
         ways = {
             "tpu": functools.partial(kernel, tpu, math.gcd(self.block, _TPU_BLOCK)),
             "gpu": functools.partial(kernel, gpu, gpu.BLOCK),
@@ -259,26 +261,27 @@ class _Kernels:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _kernels(q: Array, k: Array, v: Array, labels: Labels, kernels: _Kernels, mesh: AbstractMesh | None) -> Array:
-    return _kernels_forward(q, k, v, labels, kernels, mesh)[0]
+def _blocked(q: Array, k: Array, v: Array, labels: Labels, passes: _Passes, mesh: AbstractMesh | None) -> Array:
+    """On a mesh every device takes whole tokens of its own rows and heads. XLA's version, too: what is split otherwise
+    in front of its loops, such as tokens (`parallel.sharding.split_tokens`), would be gathered in every turn of them.
+    """
+    return _blocked_forward(q, k, v, labels, passes, mesh)[0]
 
 
-def _kernels_forward(
-    q: Array, k: Array, v: Array, labels: Labels, kernels: _Kernels, mesh: AbstractMesh | None
-) -> tuple:
+def _blocked_forward(q: Array, k: Array, v: Array, labels: Labels, passes: _Passes, mesh: AbstractMesh | None) -> tuple:
     queries, keys, rows = _specs(mesh, k.shape)
-    run = _split(kernels.forward, mesh, (queries, keys, keys, (rows,) * len(labels)), (queries, queries))
+    run = _split(passes.forward, mesh, (queries, keys, keys, (rows,) * len(labels)), (queries, queries))
     out, lse = (keep(x) for x in run(q, k, v, labels))
     return out, (q, k, v, labels, out, lse)
 
 
-def _kernels_backward(kernels: _Kernels, mesh: AbstractMesh | None, kept: tuple, d_out: Array) -> tuple:
+def _blocked_backward(passes: _Passes, mesh: AbstractMesh | None, kept: tuple, d_out: Array) -> tuple:
     queries, keys, rows = _specs(mesh, kept[1].shape)
     specs = (queries, keys, keys, (rows,) * len(kept[3]), queries, queries, queries)
-    return (*_split(kernels.backward, mesh, specs, (queries, keys, keys))(*kept, d_out), None)
+    return (*_split(passes.backward, mesh, specs, (queries, keys, keys))(*kept, d_out), None)
 
 
-_kernels.defvjp(_kernels_forward, _kernels_backward)
+_blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def _specs(mesh: AbstractMesh | None, keys: tuple[int, ...]) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:

@@ -26,6 +26,8 @@ class Traffic:
 
     bytes_by_kind: Mapping[str, float]
     """That arrive at each device; loops count as often as they turn."""
+    bytes_in_loops: float
+    """Those of them that collectives inside loops bring."""
     unknown_loops: bool
     """Whether one stands in a loop whose turns only the data decide; such a loop is counted once."""
 
@@ -42,23 +44,25 @@ def collective_traffic(text: str) -> Traffic:
     """
     computations, entry = _computations(text)
     totals: defaultdict[str, float] = defaultdict(float)
-    unknown = False
+    looped, unknown = 0.0, False
 
-    def visit(name: str, times: float, open_loop: bool) -> None:
-        nonlocal unknown
+    def visit(name: str, times: float, in_loop: bool, open_loop: bool) -> None:
+        nonlocal looped, unknown
         for kind, size, called, trips in _operations(computations.get(name, [])):
             if size:
                 totals[kind] += size * times
+                looped += size * times * in_loop
                 unknown = unknown or open_loop
             if kind == "while" and trips is None:
                 trips = next(filter(None, (_bound(computations.get(other, [])) for other in called)), None)
             for other in called:
                 # TPUs fuse a sum over devices with the choice of each one's part: one round of the ring.
                 share = 0.5 if other.startswith("all-reduce-scatter") else 1.0
-                visit(other, times * share * (trips or 1), open_loop or (kind == "while" and trips is None))
+                loop = kind == "while"
+                visit(other, times * share * (trips or 1), in_loop or loop, open_loop or (loop and trips is None))
 
-    visit(entry, 1.0, False)
-    return Traffic(dict(totals), unknown)
+    visit(entry, 1.0, False, False)
+    return Traffic(dict(totals), looped, unknown)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

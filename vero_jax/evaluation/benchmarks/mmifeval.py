@@ -107,8 +107,13 @@ def _constraint_figures(replies: Sequence[str], answer: Answer, row: Row) -> lis
 
 
 def _belongs_to(row: Row) -> tuple[str, str] | None:
-    """(id of the row, name of the constraint) whose answer is compared with this row's; None for a row of its own."""
-    return None if row.get("infer_type", _MAIN) == _MAIN else (str(row["id"]), str(row["del_cons"]))
+    """(id of the row, name of the constraint) whose answer is compared with this row's; None for a row of its own.
+
+    A further row that does not tell where it belongs is one of its own, which is then counted as not usable.
+    """
+    if row.get("infer_type", _MAIN) == _MAIN or row.get("id") is None or row.get("del_cons") is None:
+        return None
+    return str(row["id"]), str(row["del_cons"])
 
 
 BENCHMARKS = (

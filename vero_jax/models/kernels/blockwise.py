@@ -165,11 +165,6 @@ def _pair_gradients(
     return _weighted(d_scores, k), _gathered(d_scores, q_turned), _gathered(weights.astype(v.dtype), d_out_turned)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def blocked(q: Array, k: Array, v: Array, labels: Labels, table: dict, rule: Rule, block: int) -> Array:
-    return blocked_forward(q, k, v, labels, table, rule, block)[0]
-
-
 def _mask_of(labels: Labels, rule: Rule, block: int) -> Callable[[Array, Array], Bool[Array, "B 1 1 t s"]]:
     parts, offsets = tuple(_blocks(label, block, 1) for label in labels), jnp.arange(block)
 
@@ -180,8 +175,17 @@ def _mask_of(labels: Labels, rule: Rule, block: int) -> Callable[[Array, Array],
     return mask
 
 
-def blocked_forward(q: Array, k: Array, v: Array, labels: Labels, table: dict, rule: Rule, block: int) -> tuple:
+def blocked_forward(
+    q: Float[Array, "B K J T C"],
+    k: Float[Array, "B K T C"],
+    v: Float[Array, "B K T C"],
+    labels: Labels,
+    rule: Rule,
+    block: int,
+) -> tuple[Float[Array, "B K J T C"], Float32[Array, "B K J T"]]:
+    """Output, and the logarithm of each query's sum of exponentials. T is a multiple of the block."""
     B, K, J, _, C = q.shape
+    table = block_table(labels, rule, block)
     mask_of = _mask_of(labels, rule, block)
     queries, keys, values = _blocks(q, block, 3), _blocks(k, block, 2), _blocks(v, block, 2)
 
@@ -210,13 +214,23 @@ def blocked_forward(q: Array, k: Array, v: Array, labels: Labels, table: dict, r
         return out.astype(v.dtype), lse
 
     out, lse = jax.lax.map(query_block, jnp.arange(len(queries)))
-    out, lse = keep(_joined(out)), keep(jnp.moveaxis(lse, 0, -2).reshape(q.shape[:-1]))
-    return out, (q, k, v, labels, table, out, lse)
+    return _joined(out), jnp.moveaxis(lse, 0, -2).reshape(q.shape[:-1])
 
 
-def blocked_backward(rule: Rule, block: int, kept: tuple, d_out: Array) -> tuple:
-    q, k, v, labels, table, out, lse = kept
+def blocked_backward(
+    q: Float[Array, "B K J T C"],
+    k: Float[Array, "B K T C"],
+    v: Float[Array, "B K T C"],
+    labels: Labels,
+    out: Float[Array, "B K J T C"],
+    lse: Float32[Array, "B K J T"],
+    d_out: Float[Array, "B K J T C"],
+    rule: Rule,
+    block: int,
+) -> tuple[Float[Array, "B K J T C"], Float[Array, "B K T C"], Float[Array, "B K T C"]]:
+    """Gradients of q, k and v."""
     B, K, J, _, C = q.shape
+    table = block_table(labels, rule, block)
     mask_of = _mask_of(labels, rule, block)
     queries = tuple(_blocks(x, block, 3) for x in (q, d_out, lse, delta(d_out, out)))
     queries += tuple(_blocks(_turned(x), block, 4) for x in (q, d_out))
@@ -239,13 +253,10 @@ def blocked_backward(rule: Rule, block: int, kept: tuple, d_out: Array) -> tuple
 
     n = len(keys[0])
     d_q, (d_k, d_v) = jax.lax.scan(key_block, jnp.zeros((n, B, K, J, block, C)), jnp.arange(n))
-    return _joined(d_q).astype(q.dtype), _joined(d_k.mT).astype(k.dtype), _joined(d_v.mT).astype(v.dtype), None, None
+    return _joined(d_q).astype(q.dtype), _joined(d_k.mT).astype(k.dtype), _joined(d_v.mT).astype(v.dtype)
 
 
 def _two_loops(body: Callable[[bool, Array, tuple], tuple], whole: Array, all_: Array, carry: tuple) -> tuple:
     """body(False, n, carry) for the pairs that need no mask, then body(True, n, carry) for the others."""
     carry = jax.lax.fori_loop(0, whole, functools.partial(body, False), carry)
     return jax.lax.fori_loop(whole, all_, functools.partial(body, True), carry)
-
-
-blocked.defvjp(blocked_forward, blocked_backward)
