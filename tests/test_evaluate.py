@@ -331,6 +331,14 @@ def test_mistakes_are_one_sentence(policy, data, tmp_path, arguments, message, c
     assert message in error and error.count("\n") == 1 and "Traceback" not in error
 
 
+def test_what_cannot_be_downloaded_is_not_run_and_says_why(policy, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    results = run(plan(policy, data, tmp_path / "out", "chartqa,erqa", download=True))
+    assert results["tasks"]["erqa"]["score"] is None and "erqa" in results["tasks"]
+    assert "FlagEval/ERQA" in results["tasks"]["erqa"]["reason"]
+    assert results["tasks"]["chartqa"]["questions"] == QUESTIONS  # what is there already serves
+
+
 def test_an_exported_run_is_evaluated_and_one_without_export_says_how(policy, data, tmp_path):
     trained = tmp_path / "run"
     trained.mkdir()
