@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import json
 import posixpath
 import re
 from collections import defaultdict
@@ -64,6 +66,12 @@ def row_files(source: Source, names: Collection[str], readme: str, where: str) -
         raise MissingData(f"{where} has no {source.split}-*.parquet and no {source.split}.jsonl")
     _check_shards(found, where)
     return found
+
+
+def unfinished_mark(source: Source) -> str:
+    """Name of the file that is in a data set's folder while a source's rows and pictures are downloaded to it."""
+    wanted = [source.split, *source.configs, source.annotations]
+    return f".unfinished-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]}"
 
 
 def picture_places(name: str) -> tuple[str, ...]:
