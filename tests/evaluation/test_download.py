@@ -17,9 +17,11 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
+from tests.conftest import golden_dir
 from tests.data.hub_server import HubServer
 from tests.evaluation.data_sets import ROWS, picture, write
 from vero_jax.data import disk
+from vero_jax.evaluate import Plan, evaluate
 from vero_jax.evaluation import download as download_module
 from vero_jax.evaluation.benchmark import Benchmark
 from vero_jax.evaluation.download import download
@@ -372,3 +374,28 @@ def test_all_benchmarks_are_downloaded_together(hub: HubServer, tmp_path: Path) 
     tasks = add(hub, tmp_path, *all_benchmarks())
     assert download(tasks, tmp_path / "root", lambda line: None) == {}
     assert all(asked(task, tmp_path / "root") for task in tasks)
+
+
+@pytest.mark.golden_model
+def test_an_evaluation_runs_on_what_it_downloads_and_says_what_it_could_not(hub: HubServer, tmp_path: Path) -> None:
+    add(hub, tmp_path, "chartqa", "screenspotpro", "aerialvg_bbox")
+    hub.refused["IPEC-COMMUNITY/AerialVG"] = (403, "GatedRepo")
+    shutil.rmtree(hub.folders["likaixin/ScreenSpot-Pro"] / "annotations")
+    said: list[str] = []
+    plan = Plan(
+        str(golden_dir("model") / "q3vl_tied_gqa2"),
+        tasks=("chartqa,screenspotpro,aerialvg_bbox",),
+        data=str(tmp_path / "root"),
+        output=str(tmp_path / "out"),
+        max_new_tokens=4,
+        context=512,
+        lanes=2,
+        download=True,
+    )
+    results = evaluate(plan, say=said.append)
+    assert any(line.startswith("downloading chartqa (lmms-lab/ChartQA): 1 files") for line in said)
+    tasks = results["tasks"]
+    assert tasks["chartqa"]["answers"] == 1 and tasks["chartqa"]["score"] is not None
+    assert tasks["aerialvg_bbox"]["score"] is None and "asked for it there" in tasks["aerialvg_bbox"]["reason"]
+    assert tasks["screenspotpro"]["score"] is None and "has no .json files" in tasks["screenspotpro"]["reason"]
+    assert results["overall"]["covered"] == 1
