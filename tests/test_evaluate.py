@@ -184,6 +184,19 @@ def test_a_judge_may_come_later(policy, data, tmp_path, endpoint):
     assert results["tasks"]["chartmuseum"]["score"] == 0.0 and answers(output, "chartmuseum") == before
 
 
+def test_what_was_judged_stays_judged_without_the_judge(policy, data, tmp_path, endpoint):
+    endpoint.otherwise = text('{"is_equivalent": "Yes"}')
+    output = tmp_path / "out"
+    run(plan(policy, data, output, "chartmuseum", judge=judged_by(endpoint)))
+    paths = len(endpoint.paths)
+    results = run(plan(policy, data, output, "chartqa"))
+    assert results["tasks"]["chartmuseum"]["score"] == 100.0 and results["judge"]["model"] == "tiny-judge"
+    assert len(endpoint.paths) == paths
+    shutil.rmtree(data / benchmark("chartmuseum").source.repo)  # scored from what is kept, with or without its data
+    results = run(plan(policy, data, output, "chartmuseum,chartqa"))
+    assert results["tasks"]["chartmuseum"]["score"] == 100.0
+
+
 def test_a_reply_that_cannot_be_read_is_unjudged_and_counted(policy, data, tmp_path, endpoint):
     endpoint.otherwise = text("Well, it depends.")
     results = run(plan(policy, data, tmp_path / "out", "chartmuseum", judge=judged_by(endpoint)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def answer_all(
             for item in prompts(each.questions, processor, engine):
                 if isinstance(item, Broken):
                     finished(each, item.id, {"missing": item.reason, "detail": item.detail})
-                    progress.step({"tokens/s": engine.stats.tokens_per_s})
+                    progress.step()
                     continue
                 question, prompt = item
                 limit = min(limits[each.benchmark.name], context - len(prompt.token_ids))
@@ -106,6 +107,7 @@ def answer_all(
     stream = groups(
         session, requests(), decode=engine.decode_text, ahead=ahead, between_rounds=lambda: engine.between_rounds()
     )
+    begun, drawn = time.monotonic(), 0
     with contextlib.closing(stream):
         for asked, group in stream:
             question = asked.question
@@ -119,7 +121,8 @@ def answer_all(
                     "responses": _responses(group),
                 },
             )
-            progress.step({"tokens": float(np.mean([len(r.token_ids) for r in group.responses]))})
+            drawn += sum(len(response.token_ids) for response in group.responses)
+            progress.step({"tokens/s": drawn / (time.monotonic() - begun)})
 
 
 def prompts(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from vero_jax.checkpoints.saved_params import run_checkpoints
 from vero_jax.config import DataConfig, JudgeConfig
 from vero_jax.data.processor import Processor
 from vero_jax.data.prompts import system_prompt
+from vero_jax.data.tokenizer import read_json
 from vero_jax.errors import RunFailed, UserError, friendly
 from vero_jax.evaluation import judges, outcome
 from vero_jax.evaluation.agreement import agreed, checkpoint_fingerprint, data_fingerprint
@@ -94,7 +94,7 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     begun = time.monotonic()
     stop = stop or StopRequest()
     checkpoint, adapter = policy_parts(_policy_folder(plan.checkpoint))
-    model_type = str(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+    model_type = str(read_json(checkpoint / "config.json").get("model_type", ""))
     setting = variant(plan.variant or usual_variant(model_type))
     most_tokens = min(plan.max_new_tokens or setting.max_new_tokens, plan.context - 1)
     check_sizes(plan.samples, most_tokens, plan.context, plan.limit)
@@ -112,15 +112,19 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
             say(f"no judge: {', '.join(judged)} will not be scored; --judge-base-url names a judge's server")
         folder.write_settings(settings)
         if todo:
-            if desk is not None and any(work.benchmark.judge for work in todo):
+            if desk is not None and plan.judge is not None and any(work.benchmark.judge for work in todo):
                 desk.start()  # a judge that cannot be used is found out before hours of answers
-            _answer(plan, setting, checkpoint, adapter, todo, folder, desk, most_tokens, stop)
-        problem = None if desk is None else _judge(judged, settings, setting, folder, desk, stop)
-        if desk is not None and plan.judge is not None and desk.model:
-            settings["judge"] = judges.described(plan.judge, desk.model)
-            folder.write_settings(settings)
+            asking = desk if plan.judge is not None else None
+            _answer(plan, setting, checkpoint, adapter, todo, folder, asking, most_tokens, stop)
+        problem = None
+        if desk is not None and plan.judge is not None:
+            problem = _judge(judged, settings, setting, folder, desk, stop)
+            if desk.model:
+                settings["judge"] = judges.described(plan.judge, desk.model)
+                folder.write_settings(settings)
         outcomes = [_scored(name, settings, setting, folder, desk, stop) for name in settings["asked"]]
-    outcomes += [outcome.not_run_outcome(benchmark_of(name), reason) for name, reason in reasons.items()]
+    missing = {name: reason for name, reason in reasons.items() if name not in settings["asked"]}
+    outcomes += [outcome.not_run_outcome(benchmark_of(name), reason) for name, reason in missing.items()]
     results = outcome.results_json(outcomes, settings, time.monotonic() - begun)
     folder.write_results(results)
     if plan.pictures != "all":
@@ -212,12 +216,13 @@ def _open_desk(
     say: Callable[[str], None],
     stack: contextlib.ExitStack,
 ) -> JudgeDesk | None:
-    if plan.judge is None:
-        return None
     known = settings["judge"] or {}
+    if plan.judge is None and not known:
+        return None
+    judge = plan.judge or judges.former(known)
     # Under the name that it had at the same place, replies are found again without asking the server for it.
-    model = str(known.get("model", "")) if known.get("base_url") == plan.judge.base_url else ""
-    return stack.enter_context(JudgeDesk(plan.judge, folder.judgements_file, model=model, say=say))
+    model = str(known.get("model", "")) if known.get("base_url") == judge.base_url else ""
+    return stack.enter_context(JudgeDesk(judge, folder.judgements_file, model=model, say=say))
 
 
 # --- answers, judgements, scores
@@ -286,16 +291,12 @@ def _judge(
     desk: JudgeDesk,
     stop: StopRequest,
 ) -> UserError | None:
-    """Has the judge asked what it was not asked before. Returns why it stopped answering, if it did.
-
-    Raises:
-      UserError: the judge cannot be used at all.
-    """
-    for name in names:
-        task, records = benchmark_of(name), _records(folder, name, settings)
-        for item in outcome.items(task, records, setting):
-            judges.submit(desk, task, item.answer, item.record["row"], item.id)
+    """Has the judge asked what it was not asked before. Returns why it does not answer, or stopped to, if it did."""
     try:
+        for name in names:
+            task, records = benchmark_of(name), _records(folder, name, settings)
+            for item in outcome.items(task, records, setting):
+                judges.submit(desk, task, item.answer, item.record["row"], item.id)
         desk.finish(stop.check)
     except UserError as error:
         return error

@@ -141,6 +141,8 @@ class JudgeDesk:
             )
         except UserError as error:
             self._error = error
+            if self._ready.is_set():
+                self._say(f"judge: {error}")
         except Exception as error:  # whatever it is, nobody may wait for this thread for ever
             self._error = UserError(f"asking the judge failed ({type(error).__name__}: {error})")
         finally:
@@ -188,12 +190,24 @@ def replies(desk: JudgeDesk | None, benchmark: Benchmark, prompts: Sequence[str]
     return [desk.reply(prompt, benchmark.judge.max_new_tokens) for prompt in prompts]
 
 
-def described(config: JudgeConfig, model: str) -> Mapping[str, Any]:
-    """What is said of a judge beside the results."""
-    return {
-        "model": model,
-        "base_url": config.base_url,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "top_k": config.top_k,
-    }
+_KEPT = (
+    "base_url",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "extra_body",
+)
+
+
+def described(config: JudgeConfig, model: str) -> dict[str, Any]:
+    """What is said of a judge beside the results: all that its replies are kept under."""
+    return {"model": model} | {name: getattr(config, name) for name in _KEPT}
+
+
+def former(described: Mapping[str, Any]) -> JudgeConfig:
+    """The judge of earlier results, to find its replies again; it cannot be asked without a key that it may need."""
+    known = {name: described[name] for name in ("model", *_KEPT) if name in described}
+    return JudgeConfig(**known, json_mode="off", sleep="never")

@@ -86,7 +86,8 @@ class ReplyFile(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        file, self._file = self._file, -1  # whoever still adds meets an error, and no other file of that number
+        os.close(file)
 
     def __len__(self) -> int:
         return len(self._known)
