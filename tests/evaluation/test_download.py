@@ -17,9 +17,11 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
+from tests.conftest import golden_dir
 from tests.data.hub_server import HubServer
 from tests.evaluation.data_sets import ROWS, picture, write
 from vero_jax.data import disk
+from vero_jax.evaluate import Plan, evaluate
 from vero_jax.evaluation import download as download_module
 from vero_jax.evaluation.benchmark import Benchmark
 from vero_jax.evaluation.download import download
@@ -157,12 +159,54 @@ def test_a_start_after_an_interruption_downloads_the_rest(
     monkeypatch.setattr(download_module, "fetch", whole)
     done = there(tmp_path / "root")
     assert len(done) == 3
-    with pytest.raises(MissingData, match="no val files of"):
+    with pytest.raises(MissingData, match="has not ended; start it again"):
         asked(tasks[0], tmp_path / "root")
     hub.requests.clear()
     assert download(tasks, tmp_path / "root", lambda line: None) == {}
     assert len(hub.downloads()) == 11 and not {f"BLINK-Benchmark/BLINK/{name}" for name in hub.downloads()} & set(done)
     assert asked(tasks[0], tmp_path / "root") == asked(tasks[0], tmp_path / "hub")
+
+
+def test_rows_whose_pictures_are_not_all_here_are_not_run(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (task,) = add(hub, tmp_path, "screenspotpro")
+    whole = download_module.fetch
+
+    def no_pictures(repository: str, path: str, *arguments: Any, **options: Any) -> Path:
+        if path.endswith(".png"):
+            raise OSError("the connection is gone")
+        return whole(repository, path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download_module, "fetch", no_pictures)
+        assert list(download([task], tmp_path / "root", lambda line: None)) == ["screenspotpro"]
+    assert there(tmp_path / "root") == ["likaixin/ScreenSpot-Pro/annotations/app.json"]
+    with pytest.raises(MissingData, match="has not ended"):
+        asked(task, tmp_path / "root")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in download([task], tmp_path / "root", lambda line: None)["screenspotpro"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert download([task], tmp_path / "root", lambda line: None) == {}
+    assert asked(task, tmp_path / "root") == asked(task, tmp_path / "hub")
+
+
+def test_a_task_does_not_wait_for_another_one_of_its_data_set(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = add(hub, tmp_path, "mmmu_pro_vision", "mmmu_pro_standard")
+    whole = download_module.fetch
+
+    def only_vision(repository: str, path: str, *arguments: Any, **options: Any) -> Path:
+        if path.startswith("standard"):
+            raise OSError("the connection is gone")
+        return whole(repository, path, *arguments, **options)
+
+    monkeypatch.setattr(download_module, "fetch", only_vision)
+    assert list(download(tasks, tmp_path / "root", lambda line: None)) == ["mmmu_pro_standard"]
+    assert asked(tasks[0], tmp_path / "root") == asked(tasks[0], tmp_path / "hub")
+    with pytest.raises(MissingData, match="has not ended"):
+        asked(tasks[1], tmp_path / "root")
 
 
 def test_what_changed_on_the_hub_and_what_was_damaged_here_is_downloaded_again(hub: HubServer, tmp_path: Path) -> None:
@@ -330,3 +374,28 @@ def test_all_benchmarks_are_downloaded_together(hub: HubServer, tmp_path: Path) 
     tasks = add(hub, tmp_path, *all_benchmarks())
     assert download(tasks, tmp_path / "root", lambda line: None) == {}
     assert all(asked(task, tmp_path / "root") for task in tasks)
+
+
+@pytest.mark.golden_model
+def test_an_evaluation_runs_on_what_it_downloads_and_says_what_it_could_not(hub: HubServer, tmp_path: Path) -> None:
+    add(hub, tmp_path, "chartqa", "screenspotpro", "aerialvg_bbox")
+    hub.refused["IPEC-COMMUNITY/AerialVG"] = (403, "GatedRepo")
+    shutil.rmtree(hub.folders["likaixin/ScreenSpot-Pro"] / "annotations")
+    said: list[str] = []
+    plan = Plan(
+        str(golden_dir("model") / "q3vl_tied_gqa2"),
+        tasks=("chartqa,screenspotpro,aerialvg_bbox",),
+        data=str(tmp_path / "root"),
+        output=str(tmp_path / "out"),
+        max_new_tokens=4,
+        context=512,
+        lanes=2,
+        download=True,
+    )
+    results = evaluate(plan, say=said.append)
+    assert any(line.startswith("downloading chartqa (lmms-lab/ChartQA): 1 files") for line in said)
+    tasks = results["tasks"]
+    assert tasks["chartqa"]["answers"] == 1 and tasks["chartqa"]["score"] is not None
+    assert tasks["aerialvg_bbox"]["score"] is None and "asked for it there" in tasks["aerialvg_bbox"]["reason"]
+    assert tasks["screenspotpro"]["score"] is None and "has no .json files" in tasks["screenspotpro"]["reason"]
+    assert results["overall"]["covered"] == 1

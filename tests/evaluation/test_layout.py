@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,17 @@ def test_the_readme_says_which_files_are_a_split(path: str) -> None:
 def test_a_readme_that_says_nothing_of_use_is_passed_over(readme: str, entry: str | None) -> None:
     text = f"---\nconfigs:\n{entry}\n---\n" if entry else readme
     assert files(SOURCE, ["data/test-00000-of-00001.parquet"], text) == ["data/test-00000-of-00001.parquet"]
+
+
+def test_a_readme_that_is_meant_to_hang_is_passed_over() -> None:
+    aliases = "".join(f"- &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]\n" for number in range(1, 30))
+    laughs = f"---\nx:\n- &a0 [x]\n{aliases}configs:\n- config_name: *a29\n  data_files: *a29\n---\n"
+    stars = f"---\nconfigs:\n- data_files:\n  - {{split: test, path: '{'**/*a*/' * 30}x'}}\n---\n"
+    names = ["a/" * 60 + "b.parquet", "data/test.parquet"]
+    for readme in (laughs, stars, "---\n" + "[" * 100_000 + "\n---\n"):
+        start = time.process_time()
+        assert files(SOURCE, names, readme) == ["data/test.parquet"]
+        assert time.process_time() - start < 5.0
 
 
 def test_parquet_comes_before_json_and_only_one_layout_is_read() -> None:

@@ -131,5 +131,5 @@ class Benchmark:
                 return self.scorer(answer, row)
         except math_text.OutOfTime:
             return Score(0.0, 0.0, missing="", prediction="(out of time)")
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             return Score(None, None, missing=f"row not usable ({type(error).__name__}: {error})")

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from vero_jax.data.disk import check_space
+from vero_jax.data.disk import check_space, friendly_disk
 from vero_jax.data.formats import BrokenRow
 from vero_jax.data.hub import (
     README,
@@ -27,7 +27,7 @@ from vero_jax.data.hub import (
 )
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import Benchmark, Source
-from vero_jax.evaluation.layout import MissingData, picture_places, row_files
+from vero_jax.evaluation.layout import MissingData, picture_places, row_files, unfinished_mark
 from vero_jax.evaluation.loaders import MAX_IMAGES, stored_images
 from vero_jax.evaluation.rows import Rows, find_folder, open_rows
 
@@ -126,14 +126,20 @@ class _DataSet:
           UserError: a file is not to be had, or the disk does not take it.
           MissingData: the rows can't be read, or none of their pictures is a file of the data set.
         """
-        self._get(files, task.name, say)
-        pictures = self._named_pictures(task.source, open_rows(task.source, root))
-        self._get(pictures, f"pictures of {task.name}", say)
+        mark = self.folder / unfinished_mark(task.source)
+        self._get(files, task.name, mark, say)
+        try:
+            pictures = self._named_pictures(task.source, open_rows(task.source, root, unfinished=True))
+        except MissingData:
+            self._end(mark)  # another start would bring no more
+            raise
+        self._get(pictures, f"pictures of {task.name}", mark, say)
         kept = self._known | {file.path: file for file in (*files, *pictures)}
         memory = Listing(self.listing.commit, tuple(kept[path] for path in sorted(kept)), self.listing.readme)
         if memory != remembered_listing(self.folder / _MEMORY):  # a folder that is complete may be read-only
             remember_listing(self.folder / _MEMORY, memory)
             self._known = kept
+        self._end(mark)
 
     def _is_here(self, file: HubFile) -> bool:
         path = self.folder / file.path
@@ -158,13 +164,26 @@ class _DataSet:
             )
         return list(found.values())
 
-    def _get(self, files: Sequence[HubFile], what: str, say: Say) -> None:
+    def _begin(self, mark: Path) -> None:
+        with friendly_disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+    def _end(self, mark: Path) -> None:
+        if mark.exists():
+            with friendly_disk(self.folder):
+                mark.unlink()
+
+    def _get(self, files: Sequence[HubFile], what: str, mark: Path, say: Say) -> None:
         absent = self.absent(files)
         if not absent:
             return
         size = sum(file.size for file in absent)
         say(f"downloading {what} ({self.repository}): {len(absent):,} files, {size / 1e6:,.1f} MB")
+        if not all((self.folder / file.path).exists() for file in absent):
+            self._begin(mark)
         check_space(f"the data set {self.repository}", [(self.folder, size)])
+        self._begin(mark)  # now also where all of it is here in an older version
         pool = concurrent.futures.ThreadPoolExecutor(THREADS)
         try:
             with quiet():  # here, and not in each thread, where the first to end would undo it

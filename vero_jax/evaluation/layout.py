@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import json
 import posixpath
 import re
 from collections import defaultdict
@@ -23,6 +25,8 @@ _WORDS = {
 """What files of a split may be called instead."""
 _SPLITS = frozenset((*_WORDS, *(word for words in _WORDS.values() for word in words), "testmini"))
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(?:-[0-9a-f]+)?\.parquet")
+_MOST_STARS = 2
+"""Times `**` in a pattern; more would take too long on long names, and no data set has them."""
 _DEEPEST = 2
 """Folders above a file of rows that no config names."""
 
@@ -64,6 +68,12 @@ def row_files(source: Source, names: Collection[str], readme: str, where: str) -
         raise MissingData(f"{where} has no {source.split}-*.parquet and no {source.split}.jsonl")
     _check_shards(found, where)
     return found
+
+
+def unfinished_mark(source: Source) -> str:
+    """Name of the file that is in a data set's folder while a source's rows and pictures are downloaded to it."""
+    wanted = [source.split, *source.configs, source.annotations]
+    return f".unfinished-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]}"
 
 
 def picture_places(name: str) -> tuple[str, ...]:
@@ -109,7 +119,7 @@ def _json_file(split: str, names: Collection[str]) -> list[str]:
 def _stated(split: str, config: str, names: Collection[str], readme: str) -> list[str]:
     """What the README's header says of a config's split; of the default config without one."""
     configs = readme_configs(readme)
-    named = [found for found in configs if str(found.get("config_name")) == (config or "default")]
+    named = [found for found in configs if found.get("config_name") == (config or "default")]
     if not config and not named:
         named = [found for found in configs if found.get("default")] or (configs if len(configs) == 1 else [])
     patterns = [pattern for found in named for pattern in _patterns(found.get("data_files"), split)]
@@ -125,7 +135,7 @@ def _patterns(data_files: object, split: str) -> list[str]:
     entries = data_files if isinstance(data_files, list) else []
     paths = [entry.get("path") for entry in entries if isinstance(entry, Mapping) and entry.get("split") == split]
     flat = [path for several in paths for path in (several if isinstance(several, list) else [several])]
-    return [path for path in flat if isinstance(path, str)]
+    return [path for path in flat if isinstance(path, str) and path.count("**") <= _MOST_STARS]
 
 
 def _by_words(split: str, names: Collection[str]) -> list[str]:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 MAX_IMAGES = 32
 _BASE64_COLUMNS = frozenset(("image", "bytes"))
+_OF_DATA = (LookupError, TypeError, ValueError, AttributeError, OverflowError, OSError, RecursionError, MemoryError)
+"""What stored values and pictures provoke; it costs their own question only. Other errors are our own mistakes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,7 @@ class QuestionSource:
             return _question(self._benchmark, self._rows, self._rows[number], part, self._variant, name)
         except CountedError as error:
             return Broken(name, error.reason, error.detail)
-        except Exception as error:  # whatever stored data can provoke, in Pillow too, costs its own question only
+        except _OF_DATA as error:
             return Broken(name, "row not usable", f"{type(error).__name__}: {error}"[:200])
 
     def _name(self, number: int, part: int) -> str:
@@ -254,5 +256,5 @@ def _count(source: Source, row: Row) -> int:
         return 1
     try:
         return max(len(source.expand(row)), 1)
-    except Exception:  # the same row fails again where it is counted
+    except _OF_DATA:  # the same row fails again where it is counted
         return 1

@@ -19,7 +19,7 @@ from vero_jax.data import json_rows
 from vero_jax.data.formats import BrokenRow
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import Source
-from vero_jax.evaluation.layout import MissingData, row_files
+from vero_jax.evaluation.layout import MissingData, row_files, unfinished_mark
 
 GROUPS_HELD = 2
 """Row groups in memory; the hub's image sets have 100 rows or fewer in each."""
@@ -31,16 +31,21 @@ _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupErro
 """What pyarrow raises for damaged files; LookupError, where a group has not the rows that its file says."""
 
 
-def open_rows(source: Source, root: Path) -> Rows:
+def open_rows(source: Source, root: Path, *, unfinished: bool = False) -> Rows:
     """The rows of a source under `root`, the folder of all data sets.
 
     A data set lies in `root/owner/name`, `root/name`, or as the hub's own cache keeps it; `layout.row_files` says which
     of its files are read.
 
+    Args:
+      unfinished: also those of a download that has not ended, whose pictures may be missing.
+
     Raises:
       MissingData: the folder, a config, the split or one of its files is missing, or a file can't be read.
     """
     folder = find_folder(source.repo, root)
+    if not unfinished and (folder / unfinished_mark(source)).exists():
+        raise MissingData(f"the download to {folder} has not ended; start it again (--download)")
     names = _names(folder)
     readme = folder / README
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
