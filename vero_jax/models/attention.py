@@ -93,7 +93,7 @@ def shared_prefix_attention(
     the query's own branch. Group 0 is padding: it sees nothing, is seen by nothing, and gets zeros.
 
     Args:
-      block: tokens per block. Rows of at most so many tokens are one dense block.
+      block: tokens per block. Rows of at most so many tokens are one dense block; kernels may take other sizes.
       implementation: "xla"; "pallas", the kernels of the platform, where it has some; "auto", these where they suit
         and `on_mesh` says which devices there are; or the kernels of one platform, interpreted, which is slow.
 
