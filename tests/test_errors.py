@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -62,3 +63,9 @@ def test_a_users_mistake_is_one_sentence_and_status_2(capsys):
 
     assert main() == 2
     assert capsys.readouterr().err == "error: data.path=/x is missing; give another\n"
+
+
+def test_files_of_tests_have_names_of_their_own(repo):
+    # pytest collects no second file of a name, and says so only at the end of a run.
+    names = Counter(path.name for path in (repo / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

@@ -70,6 +70,7 @@ def test_the_compiled_update_holds_no_array_of_tokens_by_tokens_or_by_vocabulary
         assert f"{T},{columns}]" not in text and f"{columns},{T}]" not in text, columns
 
 
+@pytest.mark.slow
 def test_the_three_ways_to_keep_activations_give_the_same_gradient():
     params, groups = TINY.init_params(0), random_groups(5)
 

@@ -125,6 +125,7 @@ def test_after_the_first_step_of_a_phase_nothing_is_traced_again(finished):
     assert traces[-1] - traces[0] <= 4
 
 
+@pytest.mark.slow
 def test_a_run_that_compiled_everything_first_traces_nothing_later_and_prints_the_same_numbers(
     finished, cache, tmp_path
 ):
@@ -136,6 +137,7 @@ def test_a_run_that_compiled_everything_first_traces_nothing_later_and_prints_th
     assert len({line["perf/traces"] for line in metrics(run)}) == 1
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_point_prints_the_same_numbers_as_one_that_was_not(finished, cache, tmp_path):
     run = tmp_path / "killed"
     process = subprocess.Popen(
@@ -152,6 +154,7 @@ def test_a_run_killed_at_any_point_prints_the_same_numbers_as_one_that_was_not(f
     assert numbers(run) == numbers(finished)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(finished, cache, tmp_path):
     run = tmp_path / "stopped"
     process = subprocess.Popen(
@@ -168,6 +171,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(finished, cache, tmp_path):
     assert numbers(run) == numbers(finished)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_continued_with_more_steps(finished, cache, tmp_path):
     import shutil
 
@@ -197,6 +201,7 @@ def stored_names(run: Path, step: int) -> set[str]:
     return {"/".join(str(key["key"]) for key in entry["key_metadata"]) for entry in tree}
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_keeps_the_frozen_base_once_in_a_checkpoint(adapted):
     assert all(np.isfinite(line["actor/kl_loss"]) for line in metrics(adapted))
     names = stored_names(adapted, 6)
@@ -220,10 +225,12 @@ def merged(tmp_path_factory, adapted, cache) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_goes_on_bit_equal(adapted, merged):
     assert numbers(merged) == numbers(adapted)
 
 
+@pytest.mark.slow
 def test_merged_weights_are_the_base_and_the_adapters(adapted, merged):
     base, whole = (load_file(folder / "model.safetensors") for folder in (merged / "policy", merged / "hf"))
     adapters = load_file(adapted / "hf" / "adapter_model.safetensors")
@@ -239,6 +246,7 @@ def test_merged_weights_are_the_base_and_the_adapters(adapted, merged):
     assert moved == len(adapters) // 2 == 21
 
 
+@pytest.mark.slow
 def test_an_exported_adapter_answers_like_the_merged_weights(adapted, merged):
     answers = []
     for folder in (adapted / "hf", merged / "hf"):
@@ -251,6 +259,7 @@ def test_an_exported_adapter_answers_like_the_merged_weights(adapted, merged):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_an_adapter(adapted, cache, tmp_path):
     run, start = tmp_path / "further", adapted / "hf"
     settings = (*ADAPTERS, "model.lora.export=adapter", f"model.path={adapted / 'policy'}", f"model.lora.path={start}")

@@ -62,6 +62,7 @@ def test_random_layouts_give_the_same_gradient(loss_mode):
     assert max(np.linalg.norm(other - found[0]) for other in found[1:]) <= 1e-5 * size
 
 
+@pytest.mark.slow
 def test_masters_moments_and_gradients_are_float32_beside_bfloat16_activations():
     """The gradient of many micro-batches is their sum in float32, which bfloat16 sums would miss by far."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

@@ -98,6 +98,7 @@ def distances(folder: Path, who: str) -> np.ndarray:
     return np.concatenate(found)
 
 
+@pytest.mark.slow
 def test_float32_parameters_are_no_further_from_float32_than_transformers() -> None:
     """Over all cases; in one alone chance, and how a CPU multiplies, moves the ratio by a few hundredths."""
     means = np.array([[distances(folder, who).mean() for who in ("float32", "transformers")] for folder in DENSE])

@@ -49,6 +49,7 @@ def test_every_hostile_row_has_a_label_of_its_own_and_all_types_are_tried() -> N
     assert {row.label for row in rows} >= USUAL | set(CHECKS)
 
 
+@pytest.mark.slow
 def test_hostile_answers_end_in_time() -> None:
     """Every reward type on every answer, and a few classes of instructions on each."""
     assert not _slow(usual_rows, strict=False)

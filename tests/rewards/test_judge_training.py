@@ -102,6 +102,7 @@ def test_the_key_is_neither_in_the_run_nor_in_the_cache(finished: Path, cache: P
     assert "api_key_env: JUDGE_KEY" in (finished / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_gets_the_judgements_it_had(
     finished: Path, cache: Path, questions: Path, judge: Endpoint, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_judge_that_refuses_the_key_stops_the_run_at_its_start(
     assert len(errors) == 1 and "refuses access (HTTP 401): check the key in JUDGE_KEY" in errors[0]
 
 
+@pytest.mark.slow
 def test_a_judge_that_breaks_down_stops_the_run(questions: Path, cache: Path, judge: Endpoint, tmp_path: Path) -> None:
     judge.otherwise, otherwise = refuses(404, "model unloaded"), judge.otherwise
     settings = ("reward.judge_server.cache=false", "trainer.val_before=false", "reward.max_missing_share=1")

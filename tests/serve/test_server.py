@@ -181,6 +181,7 @@ def test_other_addresses(address):
     assert httpx2.get(f"{address}/chat/completions").status_code == 405
 
 
+@pytest.mark.slow
 def test_it_can_be_the_judge(address, tmp_path):
     """The exchange works; a random model's replies hold no score, so that all are missing and none is zero."""
     config = JudgeConfig(base_url=address, model="tiny", max_tokens=16, timeout_s=120, max_retries=1)
@@ -203,6 +204,7 @@ def test_it_can_be_the_judge(address, tmp_path):
     assert any("JSON" in line or "response_format" in line for line in said), said
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_a_signal_finishes_what_runs():
     process, url = start("--api-key-env", "SERVE_TEST_KEY", env={"SERVE_TEST_KEY": "sesame"})
     try:

@@ -213,7 +213,13 @@ def test_stop_is_not_a_reason_to_start_again(cloud):
 def test_a_run_goes_on_without_the_script_which_finds_it_again(cloud):
     cloud.trainings("hang", 0)
     process = subprocess.Popen(
-        cloud.command("run_until_done"), cwd=cloud.desk, env=cloud.environ, text=True, stderr=subprocess.PIPE
+        cloud.command("run_until_done"),
+        cwd=cloud.desk,
+        env=cloud.environ,
+        text=True,
+        stderr=subprocess.PIPE,
+        # Tests that were started in the background ignore it, and no shell can trap what it was born to ignore.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         until(lambda: len(cloud.starts(0)) == len(cloud.starts(1)) == 1)

@@ -196,6 +196,8 @@ def add_server_arguments(parser: argparse.ArgumentParser, defaults: JudgeConfig,
     """
     group = parser.add_argument_group("the model's server (any with OpenAI's POST /chat/completions)")
 
+    known = dataclasses.asdict(defaults)
+
     def add(name: str, **settings: Any) -> None:
         group.add_argument(f"--{prefix}{name}", **settings)
 
@@ -210,7 +212,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, defaults: JudgeConfig,
         ("concurrency", int, "requests at a time; default: %(default)s"),
         ("max-retries", int, "after a failure that may pass; default: %(default)s"),
     ):
-        add(name, type=kind, default=getattr(defaults, name.replace("-", "_")), help=about)
+        add(name, type=kind, default=known[name.replace("-", "_")], help=about)
     add("timeout", type=float, default=defaults.timeout_s, metavar="S", help="default: %(default)s")
     add("extra-body", default="", metavar="JSON", help="more fields of each request, as one object")
     add("no-json-mode", action="store_true", help="do not ask for JSON in the request")
