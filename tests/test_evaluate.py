@@ -1,4 +1,4 @@
-"""A checkpoint on benchmarks: real questions, the engine, a judge over HTTP, and what is left when things go wrong."""
+"""A checkpoint on benchmarks: questions, the engine, a judge over HTTP, and what is left when things go wrong."""
 
 from __future__ import annotations
 
@@ -111,6 +111,30 @@ def test_every_question_has_a_scored_row_and_the_figures_are_those_of_the_rows(p
     assert results["overall"]["covered"] == 2 and results["overall"]["total"] == 30
     assert results["summary"].endswith("over 2 of 30 benchmarks")
     assert (output / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_real_questions_with_their_pictures(policy, tmp_path, shared):
+    """Of four benchmarks; pictures as files beside the rows."""
+    folders = {"chartqa": "chartqa", "mathvision_test": "mathvision", "screenspot": "screenspot"}
+    folders["game_qa_lite"] = "game_qa_examples"
+    for name, folder in folders.items():
+        task, place = benchmark(name), shared / "data" / "veroeval_samples" / folder
+        home = tmp_path / "data" / task.source.repo
+        shutil.copytree(place / "images", home / "images")
+        rows = [json.loads(line) for line in (place / "samples.jsonl").read_text("utf-8").splitlines()]
+        if name == "mathvision_test":
+            rows = [{**row, "image": None, "decoded_image": row["image"]} for row in rows]
+        (home / f"{task.source.split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out"
+    settings = {"limit": 2, "context": 2_048, "max_pixels": 200 * 200}
+    results = run(plan(policy, tmp_path / "data", output, ",".join(folders), **settings))
+    for name in folders:
+        assert results["tasks"][name]["questions"] == 2 and not results["tasks"][name]["left_out"]
+        for row in ResultsFolder(output).rows(name):
+            assert row["prompt"] and (output / row["images"][0]).stat().st_size > 1_000
+    assert results["overall"]["covered"] == 4
 
 
 def test_an_evaluation_goes_on_where_it_was_and_asks_nothing_twice(policy, data, tmp_path):
