@@ -343,12 +343,19 @@ def test_pictures_can_be_kept_for_failures_only(policy, data, tmp_path):
         (["POLICY", "--tensor", "3"], "cannot be split over 3 of 8 devices"),
         (["POLICY", "--judge-base-url", "nonsense"], "--judge-base-url"),
         (["DATA"], "is no checkpoint"),
+        (["POLICY", "--data", "/no/data"], "there is no folder /no/data of data sets"),
     ],
 )
 def test_mistakes_are_one_sentence(policy, data, tmp_path, arguments, message, capsys):
     places = {"POLICY": str(policy), "DATA": str(data)}
     words = [places.get(word, word) for word in arguments]
-    base = ["--data", str(data), "--output", str(tmp_path / "out"), "--max-new-tokens", "8"]
+    base = [
+        *([] if "--data" in words else ["--data", str(data)]),
+        "--output",
+        str(tmp_path / "out"),
+        "--max-new-tokens",
+        "8",
+    ]
     given = base + ([] if "--context" in words else ["--context", "512"])
     assert main([*words, *given, *([] if "--tasks" in words else ["--tasks", "chartqa"])]) == 2
     error = capsys.readouterr().err

@@ -100,8 +100,10 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     check_sizes(plan.samples, most_tokens, plan.context, plan.limit)
     wanted = select(plan.tasks)
     folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).name}-{setting.name}")
-    say(f"{plan.checkpoint}, variant {setting.name}: {len(wanted)} benchmarks, results in {folder.path}")
+    say(f"{plan.checkpoint}, variant {setting.name}: tasks: {len(wanted)}, results in {folder.path}")
     reasons = _download(wanted, plan, say) if plan.download else {}
+    if not Path(plan.data).expanduser().is_dir() and not folder.settings_file.exists():
+        raise UserError(f"there is no folder {plan.data} of data sets: correct --data, or fetch them with --download")
 
     with contextlib.ExitStack() as stack:
         asked, todo = _open_tasks(wanted, plan, setting, folder, reasons, stack)
