@@ -100,7 +100,7 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     check_sizes(plan.samples, most_tokens, plan.context, plan.limit)
     wanted = select(plan.tasks)
     folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).name}-{setting.name}")
-    say(f"{plan.checkpoint}, variant {setting.name}: tasks: {len(wanted)}, results in {folder.path}")
+    say(f"{plan.checkpoint}, variant {setting.name}: {', '.join(plan.tasks)}, results in {folder.path}")
     reasons = _download(wanted, plan, say) if plan.download else {}
     if not Path(plan.data).expanduser().is_dir() and not folder.settings_file.exists():
         raise UserError(f"there is no folder {plan.data} of data sets: correct --data, or fetch them with --download")
