@@ -102,7 +102,7 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).name}-{setting.name}")
     say(f"{plan.checkpoint}, variant {setting.name}: {', '.join(plan.tasks)}, results in {folder.path}")
     reasons = _download(wanted, plan, say) if plan.download else {}
-    if not Path(plan.data).expanduser().is_dir() and not folder.settings_file.exists():
+    if not (plan.download or folder.settings_file.exists() or Path(plan.data).expanduser().is_dir()):
         raise UserError(f"there is no folder {plan.data} of data sets: correct --data, or fetch them with --download")
 
     with contextlib.ExitStack() as stack:
