@@ -249,6 +249,19 @@ def test_broken_results_are_one_sentence(tmp_path, content):
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.parametrize("place", [("overall", "score"), ("rows", "ChartQA", "strict"), ("tasks", "chartqa", "score")])
+def test_a_figure_that_is_no_number_is_one_sentence(tmp_path, place):
+    folder = write_folder(tmp_path / "results", {"chartqa": [answer("chartqa", 0, 1.0)]})
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    entry = results
+    for name in place[:-1]:
+        entry = entry[name]
+    entry[place[-1]] = "61.3"
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match=r"results\.json is no results file of this version"):
+        write_report(folder)
+
+
 def test_no_results_folder_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="results"):
         write_report(tmp_path)

@@ -70,7 +70,7 @@ class ResultsFolder:
           UserError: the folder has none, or one that cannot be read.
         """
         results = self._object(self.results_file)
-        if results.get("format") != FORMAT or not isinstance(results.get("tasks"), dict):
+        if results.get("format") != FORMAT or not _has_figures(results):
             raise UserError(f"{self.results_file} is no results file of this version; evaluate again")
         return results
 
@@ -151,6 +151,19 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def _has_figures(results: Mapping[str, Any]) -> bool:
+    """Whether tasks, rows, categories and overall are there, with numbers or nothing where figures stand."""
+    groups = [results.get(name) for name in ("tasks", "rows", "categories")]
+    if not all(isinstance(group, dict) for group in groups):
+        return False
+    entries = [results.get("overall"), *(entry for group in groups if group for entry in group.values())]
+    return all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), int | float | None) for name in ("score", "strict", "standard_error"))
+        for entry in entries
+    )
 
 
 def _read(text: str) -> Any:
