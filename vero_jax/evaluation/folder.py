@@ -154,11 +154,11 @@ def finite(value: Any) -> Any:
 
 
 def _has_figures(results: Mapping[str, Any]) -> bool:
-    """Whether tasks, rows, categories and overall are there, with numbers or nothing where figures stand."""
-    groups = [results.get(name) for name in ("tasks", "rows", "categories")]
-    if not all(isinstance(group, dict) for group in groups):
+    """Whether tasks are there, and numbers or nothing where figures stand."""
+    groups = [results.get(name, {}) for name in ("tasks", "rows", "categories")]
+    if "tasks" not in results or not all(isinstance(group, dict) for group in groups):
         return False
-    entries = [results.get("overall"), *(entry for group in groups if group for entry in group.values())]
+    entries = [results.get("overall", {}), *(entry for group in groups for entry in group.values())]
     return all(
         isinstance(entry, dict)
         and all(isinstance(entry.get(name), int | float | None) for name in ("score", "strict", "standard_error"))
