@@ -339,6 +339,7 @@ def test_pictures_can_be_kept_for_failures_only(policy, data, tmp_path):
         (["POLICY", "--tasks", "chartqx"], "no benchmark or category of VeroEval is called 'chartqx'"),
         (["POLICY", "--limit", "0"], "--limit 0 must be at least 1"),
         (["POLICY", "--samples", "0"], "--samples 0 must be at least 1"),
+        (["POLICY", "--max-new-tokens", "0"], "--max-new-tokens 0 must be at least 1"),
         (["POLICY", "--context", "1"], "--context 1 leaves no room"),
         (["POLICY", "--tensor", "3"], "cannot be split over 3 of 8 devices"),
         (["POLICY", "--judge-base-url", "nonsense"], "--judge-base-url"),
@@ -349,15 +350,10 @@ def test_pictures_can_be_kept_for_failures_only(policy, data, tmp_path):
 def test_mistakes_are_one_sentence(policy, data, tmp_path, arguments, message, capsys):
     places = {"POLICY": str(policy), "DATA": str(data)}
     words = [places.get(word, word) for word in arguments]
-    base = [
-        *([] if "--data" in words else ["--data", str(data)]),
-        "--output",
-        str(tmp_path / "out"),
-        "--max-new-tokens",
-        "8",
-    ]
-    given = base + ([] if "--context" in words else ["--context", "512"])
-    assert main([*words, *given, *([] if "--tasks" in words else ["--tasks", "chartqa"])]) == 2
+    usual = {"--data": str(data), "--output": str(tmp_path / "out"), "--max-new-tokens": "8", "--context": "512"}
+    usual["--tasks"] = "chartqa"
+    given = [word for option, value in usual.items() if option not in words for word in (option, value)]
+    assert main([*words, *given]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and "Traceback" not in error
 

@@ -31,6 +31,7 @@ from vero_jax.errors import RunFailed, UserError, friendly
 from vero_jax.evaluation import judges, outcome
 from vero_jax.evaluation.agreement import agreed, checkpoint_fingerprint, data_fingerprint
 from vero_jax.evaluation.benchmark import Benchmark
+from vero_jax.evaluation.download import download
 from vero_jax.evaluation.folder import ResultsFolder
 from vero_jax.evaluation.judges import JudgeDesk
 from vero_jax.evaluation.loaders import QuestionSource
@@ -38,7 +39,7 @@ from vero_jax.evaluation.registry import benchmark as benchmark_of
 from vero_jax.evaluation.registry import select
 from vero_jax.evaluation.report import write_report
 from vero_jax.evaluation.rows import MissingData, open_rows
-from vero_jax.evaluation.variants import CONTEXT, SEED, VARIANTS, Variant, usual_variant, variant
+from vero_jax.evaluation.variants import CONTEXT, SAMPLES, SEED, VARIANTS, Variant, usual_variant, variant
 from vero_jax.generate import open_engine, policy_model, policy_parts
 from vero_jax.rewards.asking import add_server_arguments, server_config
 from vero_jax.rewards.replies import ReplyFile, read_records
@@ -65,7 +66,7 @@ class Plan:
     variant: str = ""
     """Empty: the one that is meant for the checkpoint's family."""
     limit: int | None = None
-    samples: int = 1
+    samples: int = SAMPLES
     seed: int = SEED
     max_new_tokens: int | None = None
     """Where the variant allows more."""
@@ -96,12 +97,13 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     checkpoint, adapter = policy_parts(_policy_folder(plan.checkpoint))
     model_type = str(read_json(checkpoint / "config.json").get("model_type", ""))
     setting = variant(plan.variant or usual_variant(model_type))
-    most_tokens = min(plan.max_new_tokens or setting.max_new_tokens, plan.context - 1)
+    allowed = setting.max_new_tokens if plan.max_new_tokens is None else plan.max_new_tokens
+    most_tokens = min(allowed, plan.context - 1)
     check_sizes(plan.samples, most_tokens, plan.context, plan.limit)
     wanted = select(plan.tasks)
     folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).name}-{setting.name}")
     say(f"{plan.checkpoint}, variant {setting.name}: {', '.join(plan.tasks)}, results in {folder.path}")
-    reasons = _download(wanted, plan, say) if plan.download else {}
+    reasons = download(wanted, Path(plan.data).expanduser(), say) if plan.download else {}
     if not (plan.download or folder.settings_file.exists() or Path(plan.data).expanduser().is_dir()):
         raise UserError(f"there is no folder {plan.data} of data sets: correct --data, or fetch them with --download")
 
@@ -109,20 +111,20 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
         asked, todo = _open_tasks(wanted, plan, setting, folder, reasons, stack)
         settings = agreed(folder, _settings(plan, setting, checkpoint_fingerprint(checkpoint, adapter)), asked)
         desk = _open_desk(plan, folder, settings, say, stack)
+        asking = None if plan.judge is None else desk  # without a judge, what one has said before still counts
         judged = [name for name in settings["asked"] if benchmark_of(name).judge is not None]
         if judged and desk is None:
             say(f"no judge: {', '.join(judged)} will not be scored; --judge-base-url names a judge's server")
         folder.write_settings(settings)
         if todo:
-            if desk is not None and plan.judge is not None and any(work.benchmark.judge for work in todo):
-                desk.start()  # a judge that cannot be used is found out before hours of answers
-            asking = desk if plan.judge is not None else None
+            if asking is not None and any(work.benchmark.judge for work in todo):
+                asking.start()  # a judge that cannot be used is found out before hours of answers
             _answer(plan, setting, checkpoint, adapter, todo, folder, asking, most_tokens, stop)
         problem = None
-        if desk is not None and plan.judge is not None:
-            problem = _judge(judged, settings, setting, folder, desk, stop)
-            if desk.model:
-                settings["judge"] = judges.described(plan.judge, desk.model)
+        if asking is not None and plan.judge is not None:
+            problem = _judge(judged, settings, setting, folder, asking, stop)
+            if asking.model:
+                settings["judge"] = judges.described(plan.judge, asking.model)
                 folder.write_settings(settings)
         outcomes = [_scored(name, settings, setting, folder, desk, stop) for name in settings["asked"]]
     missing = {name: reason for name, reason in reasons.items() if name not in settings["asked"]}
@@ -154,12 +156,6 @@ def _policy_folder(name: str) -> Path:
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} is no checkpoint: it has no config.json; give the path of a checkpoint folder")
     return folder
-
-
-def _download(wanted: Sequence[Benchmark], plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
-    from vero_jax.evaluation.download import download
-
-    return dict(download(wanted, Path(plan.data).expanduser(), say))
 
 
 def _open_tasks(
@@ -358,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--variant", choices=VARIANTS, default="", help="default: the one that is meant for the checkpoint's family"
     )
-    parser.add_argument("--samples", type=int, default=1, metavar="K", help="answers to each question, for Avg@K")
+    parser.add_argument("--samples", type=int, default=SAMPLES, metavar="K", help="answers to each question, for Avg@K")
     parser.add_argument("--seed", type=int, default=SEED, help="default: %(default)s")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="where the variant allows more")
     parser.add_argument(
@@ -370,11 +366,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tensor", type=int, metavar="N", help="devices that share a copy of the model")
     parser.add_argument("--lanes", type=int, metavar="N", help="answers that are drawn side by side, on all devices")
     parser.add_argument("--pictures", choices=PICTURES, default="all", help="which are kept beside the results")
-    add_server_arguments(parser, JudgeConfig(base_url="", max_tokens=2_048), judges.PREFIX)
+    defaults = JudgeConfig(base_url="", max_tokens=2_048)
+    add_server_arguments(parser, defaults, judges.PREFIX)
+    parser.set_defaults(judge_extra_body=defaults.extra_body)  # no thinking
     args = parser.parse_args(argv)
     judge = None
     if args.judge_base_url:
-        args.judge_extra_body = args.judge_extra_body or judges.THINKING_OFF
         judge = server_config(args, judges.PREFIX, judges.WORDING, json_mode="off")
     own = {field.name for field in dataclasses.fields(Plan)} - {"judge", "tasks", "system"}
     plan = Plan(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.curation.curation_rows import picture, row, write
-from tests.page_checker import CHROMIUM, Checker, needs_browser
+from tests.page_checker import Checker, browse, needs_browser
 from vero_jax.curation.__main__ import main
 from vero_jax.curation.review import sample, write_sheet
 from vero_jax.curation.rows import Rows
@@ -103,30 +102,6 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     source = write(tmp_path / "in", [row(0) | {"extra_info": row(0)["extra_info"] | {"split": "train"}}])
     assert main(["review", str(source), "--out", str(tmp_path / "sheet"), *options]) == 2
     assert sentence in capsys.readouterr().err and not (tmp_path / "sheet").exists()
-
-
-def browse(page: Path, script: str, profile: Path) -> dict:
-    """Opens the page in headless Chromium and runs a script that returns an object."""
-    probe = page.parent / "probe.html"
-    extra = (
-        f"<script>const probe = (() => {{ {script} }})();"
-        "const out = document.createElement('pre'); out.id = 'probe'; out.textContent = JSON.stringify(probe);"
-        "document.body.replaceChildren(out);</script></body>"
-    )
-    probe.write_text(page.read_text().replace("</body>", extra))
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom",
-            f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", probe.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )  # fmt: skip
-    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stdout[-2000:]
-    return json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
 
 
 LOOK = """

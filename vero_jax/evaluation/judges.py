@@ -12,7 +12,7 @@ from typing import Any
 from vero_jax.config import JudgeConfig
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import Answer, Benchmark, Row
-from vero_jax.rewards.asking import Ask, Outcome, collect
+from vero_jax.rewards.asking import Ask, collect
 from vero_jax.rewards.judge import strip_thinking
 from vero_jax.rewards.judge_server import JudgeServer, Wording
 from vero_jax.rewards.replies import ReplyFile, reply_key
@@ -23,7 +23,6 @@ WORDING = Wording(
     setting="--judge-{}", settings="the --judge-... options", without=", or leave it out: judged benchmarks are not run"
 )
 PROBE = 'Is "four" a right answer to "What is 2 + 2?"? Reply with {"is_correct": "yes"} or {"is_correct": "no"}.'
-THINKING_OFF = '{"chat_template_kwargs": {"enable_thinking": false}}'
 
 
 class JudgeDesk:
@@ -58,8 +57,6 @@ class JudgeDesk:
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
         self._error: UserError | None = None
-        self.outcome = Outcome()
-        """What became of the requests of this process, once `finish` has returned."""
 
     def __enter__(self) -> JudgeDesk:
         return self
@@ -136,9 +133,7 @@ class JudgeDesk:
 
     def _run(self) -> None:
         try:
-            self.outcome = collect(
-                self._server, PROBE, self._asks, self._replies, concurrency=self._config.concurrency, say=self._say
-            )
+            collect(self._server, PROBE, self._asks, self._replies, concurrency=self._config.concurrency, say=self._say)
         except UserError as error:
             self._error = error
             if self._ready.is_set():

@@ -28,12 +28,12 @@ from vero_jax.errors import UserError, friendly
 from vero_jax.generate import default_sampling, open_engine, policy_parts
 from vero_jax.models.config import ModelConfig
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
+from vero_jax.sampling.room import SMALLEST_IMAGE, SMALLEST_PROMPT, ladder
 from vero_jax.sampling.session import Session
 from vero_jax.serve.app import ServedModel, make_app
 from vero_jax.serve.protocol import MOST_ALTERNATIVES
 from vero_jax.serve.worker import DeviceWorker
 
-SMALLEST_PROMPT, SMALLEST_IMAGE = 256, 1024
 GRACE_SECONDS = 30
 """How long answers that are on their way may take when the server is told to stop."""
 
@@ -68,8 +68,8 @@ def open_session(
     per_token = ModelConfig.from_folder(folder).patch_layout.patches_per_token
     rollout = RolloutConfig(
         concurrent_responses=lanes,
-        prompt_buckets=_ladder(SMALLEST_PROMPT, max_prompt_tokens),
-        patch_buckets=_ladder(SMALLEST_IMAGE, max_prompt_tokens * per_token),
+        prompt_buckets=ladder(SMALLEST_PROMPT, max_prompt_tokens, 4),
+        patch_buckets=ladder(SMALLEST_IMAGE, max_prompt_tokens * per_token, 4),
         prompt_kv_tokens=max(max_prompt_tokens, lanes * max_prompt_tokens // 4),
     )
     engine, params = open_engine(folder, adapter, processor, rollout, dtype=dtype)
@@ -77,14 +77,6 @@ def open_session(
         params, n=1, max_new_tokens=max_tokens, truncated=True, penalties=True, alternatives=MOST_ALTERNATIVES
     )
     return session, processor
-
-
-def _ladder(smallest: int, largest: int) -> tuple[int, ...]:
-    """smallest, 4 x smallest, ... and the largest."""
-    rungs = [smallest]
-    while rungs[-1] * 4 < largest:
-        rungs.append(rungs[-1] * 4)
-    return tuple(sorted({*(rung for rung in rungs if rung < largest), largest}))
 
 
 class Server(uvicorn.Server):
