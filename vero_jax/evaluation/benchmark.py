@@ -111,6 +111,13 @@ class Benchmark:
         text = "" if completion is None else str(completion)
         return Answer(text, answer_place(text), final_answer(text, self.extraction), variant, others or {})
 
+    def requests(self, answer: Answer, row: Row) -> list[str]:
+        """What a judge is asked about an answer; nothing where there is no judge, or the row lacks what that needs."""
+        try:
+            return [] if self.judge is None else list(self.judge.prompts(answer, row))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return []  # `score` says why
+
     def score(self, answer: Answer, row: Row, replies: Sequence[str | None] | None = None) -> Score:
         """The score of an answer.
 

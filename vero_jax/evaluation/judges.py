@@ -149,16 +149,6 @@ class JudgeDesk:
             yield ask
 
 
-def requests(benchmark: Benchmark, answer: Answer, row: Row) -> list[str]:
-    """What the judge is asked about an answer; nothing where the row lacks what that needs."""
-    if benchmark.judge is None:
-        return []
-    try:
-        return list(benchmark.judge.prompts(answer, row))
-    except (LookupError, TypeError, ValueError, AttributeError):
-        return []  # `Benchmark.score` says why
-
-
 def submit(desk: JudgeDesk, benchmark: Benchmark, answer: Answer, row: Row, about: str) -> None:
     """Has the judge asked about an answer.
 
@@ -168,7 +158,7 @@ def submit(desk: JudgeDesk, benchmark: Benchmark, answer: Answer, row: Row, abou
     judge = benchmark.judge
     if judge is None:
         return
-    prompts = requests(benchmark, answer, row)
+    prompts = benchmark.requests(answer, row)
 
     def readable(reply: str) -> bool:
         # Which part of several replies belongs to which request is the benchmark's own knowledge.

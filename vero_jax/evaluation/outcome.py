@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vero_jax.evaluation.benchmark import Answer, Benchmark
-from vero_jax.evaluation.judges import JudgeDesk, replies, requests
+from vero_jax.evaluation.judges import JudgeDesk, replies
 from vero_jax.evaluation.loaders import order
 from vero_jax.evaluation.registry import table_rows
 from vero_jax.evaluation.results import Result, Table, not_run, result, table
@@ -89,7 +89,7 @@ def scored_rows(
 
 def _scored(benchmark: Benchmark, item: Item, desk: JudgeDesk | None) -> tuple[dict[str, Any], Score]:
     record, response = item.record, item.record["responses"][item.sample]
-    prompts = requests(benchmark, item.answer, record["row"])
+    prompts = benchmark.requests(item.answer, record["row"])
     given = replies(desk, benchmark, prompts)
     score = benchmark.score(item.answer, record["row"], given)
     line = {

@@ -81,12 +81,7 @@ def score_answers(
     scores = []
     for row, answer in own:
         answer = dataclasses.replace(answer, others=others.get(str(row.get("id")), {})) if others else answer
-        replies = None
-        if benchmark.judge is not None and ask is not None:
-            try:
-                replies = [ask(prompt) for prompt in benchmark.judge.prompts(answer, row)]
-            except (LookupError, TypeError, ValueError, AttributeError):
-                replies = None  # `score` gives the reason
+        replies = None if ask is None else [ask(prompt) for prompt in benchmark.requests(answer, row)]
         scores.append(benchmark.score(answer, row, replies))
     return scores
 
