@@ -40,6 +40,7 @@ from vero_jax.rewards.pool import RewardPool
 from vero_jax.rewards.router import JUDGED_TYPES
 from vero_jax.rewards.settings import BUILTIN, RewardSettings
 from vero_jax.runtime.compilation import versions_header
+from vero_jax.runtime.files import friendly_writes
 from vero_jax.runtime.processes import check_batches
 from vero_jax.runtime.run_dir import RunDir
 from vero_jax.sampling.engine import Engine
@@ -305,8 +306,9 @@ def policy_folder(config: Config, run: RunDir, say: Callable[[str], None]) -> Pa
         return folder
     say(f"building a new policy in {folder}")
     corpus = text_corpus(config.data.mini.seed) if config.model.build.tokenizer == "mini" else ()
-    build_policy(folder, config.model.build, seed=config.seed, corpus=corpus)
-    recipe.write_text(wanted)
+    with friendly_writes(folder):
+        build_policy(folder, config.model.build, seed=config.seed, corpus=corpus)
+        recipe.write_text(wanted)
     return folder
 
 

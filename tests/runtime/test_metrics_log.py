@@ -105,6 +105,20 @@ def test_full_disk_is_one_sentence(run, config, monkeypatch):
         log.log(1, {"a": 1})
 
 
+def test_a_disk_that_is_full_for_tensorboard_ends_the_run_and_nobody_waits(tmp_path):
+    """More numbers than any queue or buffer holds; closing says it too, and does not wait for a thread."""
+    with open_run(config_in(tmp_path, "tensorboard")) as run:
+        log = MetricsLog(run, config_in(tmp_path, "tensorboard"))
+        log.log(1, {"a": 1.0})
+        log._boards["reinforcement"]._writer._py_recordio_writer._writer = open("/dev/full", "wb")  # noqa: SIM115
+        with pytest.raises(UserError, match="tensorboard: the disk is full"):
+            for step in range(2, 1000):
+                log.log(step, {f"number/{index}": 1.0 for index in range(50)})
+        with pytest.raises(UserError, match="tensorboard: the disk is full"):
+            log.close()
+        log.close()
+
+
 def events(folder: Path) -> list[tuple[str, int, float]]:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format this reads)

@@ -25,6 +25,8 @@ from vero_jax.runtime.files import atomic_write, friendly_writes
 from vero_jax.runtime.run_dir import RunDir
 
 PHASES = ("cold_start", "reinforcement", "validation")
+_BOARD_FLUSH_S = 10.0
+"""Between two times that TensorBoard's events are brought to the disk, which may be one of a network."""
 
 
 class MetricsLog:
@@ -39,7 +41,7 @@ class MetricsLog:
             cut(run.metrics, 0 if position is None else position)
             # Line by line to the kernel: a killed process loses nothing that was logged.
             self._file = run.metrics.open("a", encoding="utf-8")
-        self._boards: dict[str, Any] = {}
+        self._boards: dict[str, _Board] = {}
         self._with_tensorboard = "tensorboard" in config.trainer.log_with
         self._wandb = _start_wandb(run, config) if "wandb" in config.trainer.log_with else None
 
@@ -63,9 +65,10 @@ class MetricsLog:
             self._file.write(line + "\n")
             self._file.flush()
         if self._with_tensorboard:
-            board = self._board(phase, int(step))
-            for name, value in numbers.items():
-                board.add_scalar(name, value, int(step))
+            with friendly_writes(self._run.tensorboard):
+                if phase not in self._boards:
+                    self._boards[phase] = _Board(self._run.tensorboard / phase, int(step))
+                self._boards[phase].add(int(step), numbers)
         if self._wandb is not None:
             # Own step axes, because wandb's must grow while phases count from the start each.
             self._wandb.log(
@@ -77,13 +80,17 @@ class MetricsLog:
         with friendly_writes(self._run.metrics):
             self._file.flush()
             os.fsync(self._file.fileno())
-        for board in self._boards.values():
-            board.flush()
+        with friendly_writes(self._run.tensorboard):
+            for board in self._boards.values():
+                board.flush()
 
     def close(self) -> None:
-        self._file.close()
-        for board in self._boards.values():
-            board.close()
+        """Safe to call again."""
+        with friendly_writes(self._run.metrics):
+            self._file.close()
+        while self._boards:
+            with friendly_writes(self._run.tensorboard):
+                self._boards.popitem()[1].close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -93,19 +100,40 @@ class MetricsLog:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _board(self, phase: str, step: int) -> Any:
-        """One TensorBoard run a phase; `purge_step` hides points that a killed run wrote at or after this step."""
-        if phase not in self._boards:
-            tensorboard = importlib.import_module("tensorboardX")
-            with friendly_writes(self._run.tensorboard):
-                self._boards[phase] = tensorboard.SummaryWriter(
-                    logdir=str(self._run.tensorboard / phase),
-                    purge_step=step,
-                    flush_secs=10,
-                    # tensorboardX names files by the second, and would overwrite one of the same second.
-                    filename_suffix=f".{time.time_ns()}",
-                )
-        return self._boards[phase]
+
+class _Board:
+    """TensorBoard's events of one phase, written by the caller.
+
+    Not by tensorboardX's SummaryWriter, whose thread ends when the disk is full; whoever gives it more waits for ever.
+
+    step: of the first event; points that a killed run wrote at or after it are hidden.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._events = importlib.import_module("tensorboardX.proto.event_pb2")
+        self._summary = importlib.import_module("tensorboardX.summary")
+        writers = importlib.import_module("tensorboardX.event_file_writer")
+        folder.mkdir(parents=True, exist_ok=True)
+        # tensorboardX names files by the second, and would overwrite one of the same second.
+        self._writer = writers.EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        self._flushed = time.monotonic()
+        self._write(step, session_log=self._events.SessionLog(status=self._events.SessionLog.START))
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._write(step, summary=self._summary.scalar(name, value))
+        if time.monotonic() - self._flushed > _BOARD_FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._events.Event(wall_time=time.time(), step=step, **content))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
