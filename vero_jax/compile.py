@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", nargs="*", help="a config file, and settings a.b.c=value")
     parser.add_argument("--topology", help="v5e-16, v5p:2x2x4, v6e-8, cpu:8, ...; without it, the devices here")
     parser.add_argument("--only", default="", help="only programs whose name begins so: update, decode, prefill, ...")
-    parser.add_argument("--search", action="store_true", help="find the largest rows and most answers that fit")
+    parser.add_argument(
+        "--search", action="store_true", help="find the largest rows and most answers that fit, up to 8 times"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON; what goes on is said on standard error")
     args = parser.parse_intermixed_args(argv)
     config = load_config(args.config)
@@ -83,10 +85,11 @@ def report(found: Any, largest: dict[str, Any] | None = None) -> list[str]:
         sizes = ", ".join(f"{_KEYS[name]}={size}" for name, size in about.items())
         lines.append(f"about the most that fits, by proportion: {sizes} (--search compiles them)")
     if largest is not None:
-        lines.append(
-            f"the most that fits: actor.row_length={largest['row_length']}, "
-            f"rollout.concurrent_responses={largest['concurrent_responses']}"
-        )
+        asked = {"row_length": found.row_length, "concurrent_responses": found.concurrent_responses}
+        # The search ends there, whatever else would fit.
+        more = {name: " or more" if largest[name] >= _MOST // 8 * size else "" for name, size in asked.items()}
+        sizes = ", ".join(f"{_KEYS[name]}={largest[name]}{more[name]}" for name in asked)
+        lines.append(f"the most that fits: {sizes}")
     return lines
 
 
@@ -116,7 +119,11 @@ def _search(config: Config, target: Machine) -> dict[str, Any]:
     }
 
 
-def _largest(fits: Any, most: int = 64) -> int:
+_MOST = 64
+"""Eighths of what the config has, up to which is searched."""
+
+
+def _largest(fits: Any, most: int = _MOST) -> int:
     """The largest number up to `most` that fits, of those that grow by at most an eighth; 0 if not even 1 does."""
     low, high = (8, 16) if fits(8) else (0, 8)
     while low >= 8 and high <= most and fits(high):

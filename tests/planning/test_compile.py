@@ -210,6 +210,8 @@ def test_the_largest_that_fits_is_estimated_by_proportion():
     assert plan.estimate == {"row_length": int(1000 * 77 / 30), "concurrent_responses": int(8 * 57 / 20)}
     lines = "\n".join(report(plan))
     assert "actor.row_length=2566, rollout.concurrent_responses=22" in lines
+    searched = "\n".join(report(plan, {"row_length": 2500, "concurrent_responses": 64}))
+    assert "the most that fits: actor.row_length=2500, rollout.concurrent_responses=64 or more" in searched
     assert dataclasses.replace(plan, programs=[decode]).estimate["row_length"] is None
 
 
