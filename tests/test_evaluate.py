@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -252,6 +253,49 @@ def test_answers_that_are_compared_with_others_reach_the_judge_together(policy, 
     assert again["tasks"]["mmifeval"]["questions"] == 1 and again["tasks"]["mmifeval"]["answers"] == 2
 
 
+def test_a_judge_that_can_see_is_shown_the_pictures_of_what_is_about_them(policy, data, tmp_path, endpoint):
+    write(benchmark("mia_bench"), data)
+    endpoint.otherwise = text("score of component 1: 6/6, score of component 2: 4/4, total score: 10/10")
+    tasks, output = "mia_bench,chartmuseum", tmp_path / "out"
+    seeing = plan(policy, data, output, tasks, judge=judged_by(endpoint), judge_pictures=True)
+    results = run(seeing)
+    assert results["tasks"]["mia_bench"]["strict"] == 100.0 and results["judge"]["pictures"] is True
+    (row,) = ResultsFolder(output).rows("mia_bench")
+    (pair,) = row["judge"]
+    by_kind = {type(body["messages"][0]["content"]): body for body in endpoint.bodies[1:]}  # behind the first question
+    image, said = by_kind[list]["messages"][0]["content"]
+    assert said == {"type": "text", "text": pair["prompt"]} and said["text"].startswith(
+        "The picture that this is about"
+    )
+    shown = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert shown == (output / row["images"][0]).read_bytes()
+    assert "picture that this is about" not in by_kind[str]["messages"][0]["content"]  # ChartMuseum compares texts
+    # The replies of a judge that sees are found again, also without it; one that does not see is asked anew.
+    asked = len(endpoint.bodies)
+    run(seeing)
+    assert len(endpoint.bodies) == asked
+    assert run(plan(policy, data, output, tasks))["tasks"]["mia_bench"]["strict"] == 100.0
+    results = run(plan(policy, data, output, tasks, judge=judged_by(endpoint)))
+    assert results["judge"]["pictures"] is False and len(endpoint.bodies) == asked + 2  # with its first question
+    assert endpoint.bodies[-1]["messages"][0]["content"].startswith("You do not see the picture")
+    # A picture that is gone is named.
+    (output / row["images"][0]).unlink()
+    (output / "judgements.jsonl").unlink()
+    with pytest.raises(RunFailed, match=f"{row['images'][0]}.*--judge-pictures"):
+        run(seeing)
+
+
+def test_a_judge_that_thinks_can_be_given_more_tokens(policy, data, tmp_path, endpoint):
+    write(benchmark("mmvetv2"), data)
+    endpoint.otherwise = text("0.5")
+    for most, wanted in ((128, 128), (64, 128), (3_000, 3_000)):
+        output = tmp_path / f"out{most}"
+        run(plan(policy, data, output, "mmvetv2", judge=judged_by(endpoint, max_tokens=most)))
+        assert endpoint.bodies[-1]["max_tokens"] == wanted
+        results = run(plan(policy, data, output, "mmvetv2"))  # found again without it
+        assert results["tasks"]["mmvetv2"]["score"] == 50.0
+
+
 def test_a_judge_that_stops_answering_costs_no_answer(policy, data, tmp_path, endpoint):
     output = tmp_path / "out"
     write(benchmark("simplevqa_en"), data, ROWS["simplevqa_en"] * 30)
@@ -343,6 +387,7 @@ def test_pictures_can_be_kept_for_failures_only(policy, data, tmp_path):
         (["POLICY", "--context", "1"], "--context 1 leaves no room"),
         (["POLICY", "--tensor", "3"], "cannot be split over 3 of 8 devices"),
         (["POLICY", "--judge-base-url", "nonsense"], "--judge-base-url"),
+        (["POLICY", "--judge-pictures", "--pictures", "none"], "--judge-pictures needs --pictures all"),
         (["DATA"], "is no checkpoint"),
         (["POLICY", "--data", "/no/data"], "there is no folder /no/data of data sets"),
     ],
@@ -474,7 +519,13 @@ def test_our_own_server_can_be_the_judge(policy, data, tmp_path, repo):
         assert server.stdout is not None
         url = next(line.split()[1] for line in server.stdout if line.startswith("ready: "))
         judge = JudgeConfig(
-            base_url=url, json_mode="off", sleep="never", top_k=20, presence_penalty=0.0, frequency_penalty=0.0
+            base_url=url,
+            max_tokens=128,
+            json_mode="off",
+            sleep="never",
+            top_k=20,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
         )
         output = tmp_path / "out"
         write(benchmark("mmvetv2"), data)  # its judge has 128 tokens, which a policy of random weights always uses up
@@ -510,6 +561,7 @@ def test_a_plan_is_what_the_options_say(policy, data, tmp_path, monkeypatch):
         "none",
     ]
     judge = ["--judge-base-url", "http://127.0.0.1:8000/v1", "--judge-model", "m", "--judge-concurrency", "3"]
+    judge += ["--judge-max-tokens", "700"]
     assert main([str(policy), *words, *judge, "--lanes", "16"]) == 0
     expected = Plan(
         str(policy), tasks=("stem,chartqa",), samples=5, limit=50, variant="reasoning", pictures="none", lanes=16
@@ -517,3 +569,4 @@ def test_a_plan_is_what_the_options_say(policy, data, tmp_path, monkeypatch):
     assert dataclasses.replace(seen[0], judge=None) == expected
     assert seen[0].judge is not None and seen[0].judge.model == "m" and seen[0].judge.concurrency == 3
     assert seen[0].judge.json_mode == "off" and "enable_thinking" in seen[0].judge.extra_body
+    assert seen[0].judge.max_tokens == 700

@@ -21,8 +21,6 @@ import grain
 import jax
 
 from vero_jax.answering import Work, answer_all, check_sizes
-from vero_jax.checkpoints.hub import resolve_checkpoint
-from vero_jax.checkpoints.saved_params import run_checkpoints
 from vero_jax.config import DataConfig, JudgeConfig
 from vero_jax.data.processor import Processor
 from vero_jax.data.prompts import system_prompt
@@ -40,7 +38,7 @@ from vero_jax.evaluation.registry import select
 from vero_jax.evaluation.report import write_report
 from vero_jax.evaluation.rows import MissingData, open_rows
 from vero_jax.evaluation.variants import CONTEXT, SAMPLES, SEED, VARIANTS, Variant, usual_variant, variant
-from vero_jax.generate import open_engine, policy_model, policy_parts
+from vero_jax.generate import open_engine, policy_folder, policy_model, policy_parts
 from vero_jax.rewards.asking import add_server_arguments, server_config
 from vero_jax.rewards.replies import ReplyFile, read_records
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
@@ -80,6 +78,8 @@ class Plan:
     """Which questions' pictures are kept beside the results."""
     download: bool = False
     judge: JudgeConfig | None = None
+    judge_pictures: bool = False
+    """The judge can see, and is shown the pictures of the benchmarks that are about what one sees."""
 
 
 def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -94,11 +94,13 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     """
     begun = time.monotonic()
     stop = stop or StopRequest()
-    checkpoint, adapter = policy_parts(_policy_folder(plan.checkpoint))
+    checkpoint, adapter = policy_parts(policy_folder(plan.checkpoint))
     model_type = str(read_json(checkpoint / "config.json").get("model_type", ""))
     setting = variant(plan.variant or usual_variant(model_type))
     allowed = setting.max_new_tokens if plan.max_new_tokens is None else plan.max_new_tokens
     most_tokens = min(allowed, plan.context - 1)
+    if plan.judge_pictures and plan.pictures != "all":
+        raise UserError(f"--judge-pictures needs --pictures all, not {plan.pictures}: the judge may be asked again")
     check_sizes(plan.samples, most_tokens, plan.context, plan.limit)
     wanted = select(plan.tasks)
     folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).name}-{setting.name}")
@@ -124,7 +126,7 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
         if asking is not None and plan.judge is not None:
             problem = _judge(judged, settings, setting, folder, asking, stop)
             if asking.model:
-                settings["judge"] = judges.described(plan.judge, asking.model)
+                settings["judge"] = judges.described(plan.judge, asking)
                 folder.write_settings(settings)
         outcomes = [_scored(name, settings, setting, folder, desk, stop) for name in settings["asked"]]
     missing = {name: reason for name, reason in reasons.items() if name not in settings["asked"]}
@@ -140,22 +142,6 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
 
 
 # --- before the answers
-
-
-def _policy_folder(name: str) -> Path:
-    """The checkpoint's folder; of a run directory that of its exported policy."""
-    folder = resolve_checkpoint(name)
-    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-        if (folder / "hf" / "config.json").is_file():
-            return folder / "hf"
-        if run_checkpoints(folder) is not None:
-            raise UserError(
-                f"{folder} is a run directory without an exported policy; make one with "
-                f"python -m vero_jax.convert {folder} OUT, and evaluate OUT"
-            )
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} is no checkpoint: it has no config.json; give the path of a checkpoint folder")
-    return folder
 
 
 def _open_tasks(
@@ -220,7 +206,9 @@ def _open_desk(
     judge = plan.judge or judges.former(known)
     # Under the name that it had at the same place, replies are found again without asking the server for it.
     model = str(known.get("model", "")) if known.get("base_url") == judge.base_url else ""
-    return stack.enter_context(JudgeDesk(judge, folder.judgements_file, model=model, say=say))
+    sees = bool(plan.judge_pictures if plan.judge else known.get("pictures"))
+    pictures = folder.path if sees else None
+    return stack.enter_context(JudgeDesk(judge, folder.judgements_file, model=model, say=say, pictures=pictures))
 
 
 # --- answers, judgements, scores
@@ -261,7 +249,7 @@ def _answer(
         # Answers that are compared with others wait until all are there.
         if desk is not None and task.judge is not None and task.belongs_to is None:
             for item in outcome.items(task, {name: record}, setting):
-                judges.submit(desk, task, item.answer, item.record["row"], item.id)
+                judges.submit(desk, task, item.answer, item.record, item.id)
 
     with Progress() as progress:
         progress.phase("answers", questions, unit="questions")
@@ -294,7 +282,7 @@ def _judge(
         for name in names:
             task, records = benchmark_of(name), _records(folder, name, settings)
             for item in outcome.items(task, records, setting):
-                judges.submit(desk, task, item.answer, item.record["row"], item.id)
+                judges.submit(desk, task, item.answer, item.record, item.id)
         desk.finish(stop.check)
     except UserError as error:
         return error
@@ -366,13 +354,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tensor", type=int, metavar="N", help="devices that share a copy of the model")
     parser.add_argument("--lanes", type=int, metavar="N", help="answers that are drawn side by side, on all devices")
     parser.add_argument("--pictures", choices=PICTURES, default="all", help="which are kept beside the results")
-    defaults = JudgeConfig(base_url="", max_tokens=2_048)
-    add_server_arguments(parser, defaults, judges.PREFIX)
-    parser.set_defaults(judge_extra_body=defaults.extra_body)  # no thinking
+    parser.add_argument(
+        "--judge-pictures", action="store_true", help="the judge can see: show it the pictures that answers are about"
+    )
+    parser.add_argument(
+        "--judge-max-tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="at least N for each reply, for a judge that thinks; benchmarks give it 128 to 4,096 by themselves",
+    )
+    defaults = JudgeConfig(base_url="")
+    add_server_arguments(parser, defaults, judges.PREFIX, leave_out=("max-tokens", "no-json-mode"))
+    parser.set_defaults(judge_extra_body=defaults.extra_body, judge_no_json_mode=True)  # no thinking, replies are texts
     args = parser.parse_args(argv)
     judge = None
     if args.judge_base_url:
-        judge = server_config(args, judges.PREFIX, judges.WORDING, json_mode="off")
+        judge = server_config(args, judges.PREFIX, judges.WORDING)
     own = {field.name for field in dataclasses.fields(Plan)} - {"judge", "tasks", "system"}
     plan = Plan(
         **{name: value for name, value in vars(args).items() if name in own},

@@ -26,6 +26,8 @@ CATEGORIES = (
 )
 SECONDS = 2.0
 """Processor time for the score of one answer; an answer that takes longer is wrong."""
+_SHOWN = "The picture that this is about comes before this text; there may be several."
+_NOT_SHOWN = "You do not see the picture that this is about."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Judge:
     read: Callable[[Sequence[str | None], Answer, Row], Score]
     """The score in the replies, in the order of the requests; None stands for a request that failed."""
     max_new_tokens: int = 2_048
+    pictures: bool = False
+    """A judge that can see is shown the question's pictures, as in the reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +115,21 @@ class Benchmark:
         text = "" if completion is None else str(completion)
         return Answer(text, answer_place(text), final_answer(text, self.extraction), variant, others or {})
 
-    def requests(self, answer: Answer, row: Row) -> list[str]:
-        """What a judge is asked about an answer; nothing where there is no judge, or the row lacks what that needs."""
+    def requests(self, answer: Answer, row: Row, *, shown: bool = False) -> list[str]:
+        """What a judge is asked about an answer; nothing where there is no judge, or the row lacks what that needs.
+
+        Args:
+          shown: the judge gets the question's pictures before each request, if it is one who should.
+        """
+        if self.judge is None:
+            return []
         try:
-            return [] if self.judge is None else list(self.judge.prompts(answer, row))
+            prompts = list(self.judge.prompts(answer, row))
         except (LookupError, TypeError, ValueError, AttributeError):
             return []  # `score` says why
+        if not self.judge.pictures:
+            return prompts
+        return [f"{_SHOWN if shown else _NOT_SHOWN} {prompt}" for prompt in prompts]
 
     def score(self, answer: Answer, row: Row, replies: Sequence[str | None] | None = None) -> Score:
         """The score of an answer.

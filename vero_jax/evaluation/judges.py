@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,18 +12,31 @@ from typing import Any
 
 from vero_jax.config import JudgeConfig
 from vero_jax.errors import UserError
-from vero_jax.evaluation.benchmark import Answer, Benchmark, Row
-from vero_jax.rewards.asking import Ask, collect
+from vero_jax.evaluation.benchmark import Answer, Benchmark
+from vero_jax.rewards.asking import Ask, collect, with_pictures
 from vero_jax.rewards.judge import strip_thinking
-from vero_jax.rewards.judge_server import JudgeServer, Wording
+from vero_jax.rewards.judge_server import JudgeServer, Question, Wording
 from vero_jax.rewards.replies import ReplyFile, reply_key
 
+PICTURE_PIXELS = 2**22
+"""Of a picture that the judge is shown; larger ones are made smaller."""
 PREFIX = "judge-"
 """Before the names of the options that concern the judge."""
 WORDING = Wording(
     setting="--judge-{}", settings="the --judge-... options", without=", or leave it out: judged benchmarks are not run"
 )
 PROBE = 'Is "four" a right answer to "What is 2 + 2?"? Reply with {"is_correct": "yes"} or {"is_correct": "no"}.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One request to the judge."""
+
+    prompt: str
+    max_new_tokens: int
+    """That the benchmark gives; a judge whose settings allow more has more."""
+    pictures: tuple[str, ...] = ()
+    """Files in the desk's folder, named by their content, that the judge is shown before the prompt."""
 
 
 class JudgeDesk:
@@ -34,6 +48,7 @@ class JudgeDesk:
       model: the judge's name where the config has none, as an earlier run found it.
       say: told how it goes.
       wording: names the settings.
+      pictures: where the files lie that requests name; None for a judge that does not see.
 
     Raises:
       UserError: the file or the key cannot be used.
@@ -47,11 +62,15 @@ class JudgeDesk:
         model: str = "",
         say: Callable[[str], None],
         wording: Wording = WORDING,
+        pictures: Path | None = None,
     ) -> None:
+        self._pictures = pictures
         self._config = dataclasses.replace(config, model=config.model or model)
         self._say = say
         self._server = JudgeServer(self._config, say, wording)
-        self._replies: ReplyFile[str] = ReplyFile(path, lambda record: str(record["reply"]))
+        self._replies: ReplyFile[str | None] = ReplyFile(
+            path, lambda record: None if "error" in record else str(record["reply"])
+        )
         self._waiting: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
         self._taken: set[str] = set()
         self._thread: threading.Thread | None = None
@@ -69,6 +88,11 @@ class JudgeDesk:
         """The judge's name, as given or as found at its server; "" before either."""
         return self._server.model
 
+    @property
+    def sees(self) -> bool:
+        """Whether the judge is shown pictures."""
+        return self._pictures is not None
+
     def start(self) -> None:
         """Finds out whether the judge can be used, and its name.
 
@@ -82,7 +106,7 @@ class JudgeDesk:
         if self._error is not None:
             raise self._error
 
-    def submit(self, prompt: str, *, max_new_tokens: int, readable: Callable[[str], bool], about: str) -> None:
+    def submit(self, request: Request, *, readable: Callable[[str], bool], about: str) -> None:
         """Has a request asked, if it was not before. Returns at once; only the first request of all waits for a server.
 
         Args:
@@ -94,18 +118,25 @@ class JudgeDesk:
         """
         if not self.model:
             self.start()
-        key = self._key(prompt, max_new_tokens)
+        key = self._key(request)
         if key in self._taken or self._replies.get(key) is not None:
             return
         self._taken.add(key)
         if self._thread is None:
             self.start()
-        asked = Ask(about, key, lambda: prompt, lambda reply: readable(strip_thinking(reply)), max_new_tokens)
-        self._waiting.put(asked)
+        self._waiting.put(
+            Ask(
+                about,
+                key,
+                functools.partial(self._question, request),
+                lambda reply: readable(strip_thinking(reply)),
+                self._tokens(request),
+            )
+        )
 
-    def reply(self, prompt: str, max_new_tokens: int) -> str | None:
+    def reply(self, request: Request) -> str | None:
         """The judge's reply without its thoughts, None where it gave none."""
-        kept = self._replies.get(self._key(prompt, max_new_tokens))
+        kept = self._replies.get(self._key(request))
         return None if kept is None else strip_thinking(kept)
 
     def finish(self, wait: Callable[[], None] = lambda: None) -> None:
@@ -126,8 +157,28 @@ class JudgeDesk:
         if self._error is not None:
             raise self._error
 
-    def _key(self, prompt: str, max_new_tokens: int) -> str:
-        return reply_key("", self._server.request(prompt, max_new_tokens), 0)
+    def _tokens(self, request: Request) -> int:
+        return max(request.max_new_tokens, self._config.max_tokens)
+
+    def _key(self, request: Request) -> str:
+        asked = self._server.request(request.prompt, self._tokens(request))
+        if request.pictures:
+            asked |= {"pictures": list(request.pictures), "max_pixels": PICTURE_PIXELS}
+        return reply_key("", asked, 0)
+
+    def _question(self, request: Request) -> Question:
+        if not request.pictures or self._pictures is None:
+            return request.prompt
+        images = []
+        for name in request.pictures:
+            try:
+                images.append((self._pictures / name).read_bytes())
+            except OSError as error:
+                raise UserError(
+                    f"cannot read {self._pictures / name} ({error.strerror}), which the judge is to be shown: evaluate "
+                    "into another --output, or leave out --judge-pictures"
+                ) from error
+        return with_pictures(request.prompt, images, PICTURE_PIXELS)
 
     # What follows runs in the desk's own thread.
 
@@ -149,34 +200,44 @@ class JudgeDesk:
             yield ask
 
 
-def submit(desk: JudgeDesk, benchmark: Benchmark, answer: Answer, row: Row, about: str) -> None:
+def requests(desk: JudgeDesk | None, benchmark: Benchmark, answer: Answer, record: Mapping[str, Any]) -> list[Request]:
+    """What the judge is asked about an answer; without a judge, what one that does not see would be.
+
+    Args:
+      record: the answer's, with "row" and "images".
+    """
+    if benchmark.judge is None:
+        return []
+    shown = desk is not None and desk.sees and benchmark.judge.pictures
+    pictures = tuple(record["images"]) if shown else ()
+    prompts = benchmark.requests(answer, record["row"], shown=bool(pictures))
+    return [Request(prompt, benchmark.judge.max_new_tokens, pictures) for prompt in prompts]
+
+
+def submit(desk: JudgeDesk, benchmark: Benchmark, answer: Answer, record: Mapping[str, Any], about: str) -> None:
     """Has the judge asked about an answer.
 
     Raises:
       UserError: as `JudgeDesk.submit`.
     """
-    judge = benchmark.judge
-    if judge is None:
-        return
-    prompts = benchmark.requests(answer, row)
+    asked = requests(desk, benchmark, answer, record)
 
     def readable(reply: str) -> bool:
         # Which part of several replies belongs to which request is the benchmark's own knowledge.
-        return len(prompts) > 1 or benchmark.score(answer, row, [reply]).strict is not None
+        return len(asked) > 1 or benchmark.score(answer, record["row"], [reply]).strict is not None
 
-    for prompt in prompts:
-        desk.submit(prompt, max_new_tokens=judge.max_new_tokens, readable=readable, about=about)
+    for request in asked:
+        desk.submit(request, readable=readable, about=about)
 
 
-def replies(desk: JudgeDesk | None, benchmark: Benchmark, prompts: Sequence[str]) -> list[str | None] | None:
+def replies(desk: JudgeDesk | None, asked: Sequence[Request]) -> list[str | None] | None:
     """The judge's replies to those requests; None without a judge."""
-    if desk is None or benchmark.judge is None or not desk.model:
-        return None
-    return [desk.reply(prompt, benchmark.judge.max_new_tokens) for prompt in prompts]
+    return None if desk is None or not desk.model else [desk.reply(request) for request in asked]
 
 
 _KEPT = (
     "base_url",
+    "max_tokens",
     "temperature",
     "top_p",
     "top_k",
@@ -187,9 +248,9 @@ _KEPT = (
 )
 
 
-def described(config: JudgeConfig, model: str) -> dict[str, Any]:
+def described(config: JudgeConfig, desk: JudgeDesk) -> dict[str, Any]:
     """What is said of a judge beside the results: all that its replies are kept under."""
-    return {"model": model} | {name: getattr(config, name) for name in _KEPT}
+    return {"model": desk.model, "pictures": desk.sees} | {name: getattr(config, name) for name in _KEPT}
 
 
 def former(described: Mapping[str, Any]) -> JudgeConfig:

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vero_jax.evaluation.benchmark import Answer, Benchmark
-from vero_jax.evaluation.judges import JudgeDesk, replies
+from vero_jax.evaluation.judges import JudgeDesk, replies, requests
 from vero_jax.evaluation.loaders import order
 from vero_jax.evaluation.registry import table_rows
-from vero_jax.evaluation.results import Result, Table, not_run, result, table
+from vero_jax.evaluation.results import Result, Table, not_run, own_answers, result, table
 from vero_jax.evaluation.score import Score
 from vero_jax.evaluation.variants import Variant
 
@@ -59,17 +59,18 @@ def own_questions(benchmark: Benchmark, records: Records) -> list[str]:
 
 def items(benchmark: Benchmark, records: Records, variant: Variant) -> Iterator[Item]:
     """The answers to the questions that count, by question and sample, each with the answers that go to it."""
-    others: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-    for record in records.values() if benchmark.belongs_to else ():
-        place = benchmark.belongs_to(record["row"]) if benchmark.belongs_to and "row" in record else None
-        if place is not None:
-            for sample, response in enumerate(record["responses"]):
-                others[place[0], sample][place[1]] = benchmark.answer(response["text"], variant).text
-    for name in own_questions(benchmark, records):
-        record = records[name]
-        for sample, response in enumerate(record.get("responses", ())):
-            answer = benchmark.answer(response["text"], variant, others.get((str(record["row"].get("id")), sample)))
-            yield Item(name, sample, answer, record)
+    names = [name for name in sorted(records, key=order) if "row" in records[name]]
+    asked = [records[name] for name in names]
+    rows = [record["row"] for record in asked]
+    samples = min((len(record["responses"]) for record in asked), default=0)
+    found = [
+        Item(names[place], sample, answer, asked[place])
+        for sample in range(samples)
+        for place, answer in own_answers(
+            benchmark, rows, [record["responses"][sample]["text"] for record in asked], variant
+        )
+    ]
+    yield from sorted(found, key=lambda item: (order(item.id), item.sample))
 
 
 def scored_rows(
@@ -89,8 +90,8 @@ def scored_rows(
 
 def _scored(benchmark: Benchmark, item: Item, desk: JudgeDesk | None) -> tuple[dict[str, Any], Score]:
     record, response = item.record, item.record["responses"][item.sample]
-    prompts = benchmark.requests(item.answer, record["row"])
-    given = replies(desk, benchmark, prompts)
+    asked = requests(desk, benchmark, item.answer, record)
+    given = replies(desk, asked)
     score = benchmark.score(item.answer, record["row"], given)
     line = {
         "task": benchmark.name,
@@ -106,8 +107,8 @@ def _scored(benchmark: Benchmark, item: Item, desk: JudgeDesk | None) -> tuple[d
         "row": record["row"],
     }
     if benchmark.judge is not None:
-        pairs = zip(prompts, given or [None] * len(prompts), strict=True)
-        line["judge"] = [{"prompt": prompt, "reply": reply} for prompt, reply in pairs]
+        pairs = zip(asked, given or [None] * len(asked), strict=True)
+        line["judge"] = [{"prompt": request.prompt, "reply": reply} for request, reply in pairs]
     return line, score
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from vero_jax.evaluation.benchmark import CATEGORIES, Benchmark, Row
+from vero_jax.evaluation.benchmark import CATEGORIES, Answer, Benchmark, Row
 from vero_jax.evaluation.registry import all_benchmarks, table_rows
 from vero_jax.evaluation.score import Score
 from vero_jax.evaluation.variants import Variant
@@ -57,6 +57,30 @@ class Table:
         return f"overall {self.overall[0]:.1f}{strict} over {self.covered} of {self.total} benchmarks"
 
 
+def own_answers(
+    benchmark: Benchmark, rows: Sequence[Row], completions: Sequence[str], variant: Variant
+) -> list[tuple[int, Answer]]:
+    """(place in `rows`, answer) of the rows that are questions of their own, with the answers that go to them.
+
+    Args:
+      completions: one to each row.
+    """
+    answers = [benchmark.answer(completion, variant) for _, completion in zip(rows, completions, strict=True)]
+    if benchmark.belongs_to is None:
+        return list(enumerate(answers))
+    others: dict[str, dict[str, str]] = {}
+    own = []
+    for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        other = benchmark.belongs_to(row)
+        if other is None:
+            own.append((place, answer))
+        else:
+            others.setdefault(other[0], {})[other[1]] = answer.text
+    return [
+        (place, dataclasses.replace(answer, others=others.get(str(rows[place].get("id")), {}))) for place, answer in own
+    ]
+
+
 def score_answers(
     benchmark: Benchmark,
     rows: Sequence[Row],
@@ -69,20 +93,10 @@ def score_answers(
     Args:
       ask: the judge; without one, judged answers come back unjudged.
     """
-    answers = [benchmark.answer(completion, variant) for completion in completions]
-    others: dict[str, dict[str, str]] = {}
-    own = []
-    for row, answer in zip(rows, answers, strict=True):
-        place = benchmark.belongs_to(row) if benchmark.belongs_to else None
-        if place is None:
-            own.append((row, answer))
-        else:
-            others.setdefault(place[0], {})[place[1]] = answer.text
     scores = []
-    for row, answer in own:
-        answer = dataclasses.replace(answer, others=others.get(str(row.get("id")), {})) if others else answer
-        replies = None if ask is None else [ask(prompt) for prompt in benchmark.requests(answer, row)]
-        scores.append(benchmark.score(answer, row, replies))
+    for place, answer in own_answers(benchmark, rows, completions, variant):
+        replies = None if ask is None else [ask(prompt) for prompt in benchmark.requests(answer, rows[place])]
+        scores.append(benchmark.score(answer, rows[place], replies))
     return scores
 
 

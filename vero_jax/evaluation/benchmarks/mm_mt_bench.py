@@ -69,7 +69,7 @@ BENCHMARKS = (
         prompt=_prompt,
         kind=AnswerKind.LONG,
         extraction=Mode.UNWRAPPED,
-        judge=Judge(_judge, _read, max_new_tokens=4_096),
+        judge=Judge(_judge, _read, max_new_tokens=4_096, pictures=True),
         aggregate=micro_and_macro,
         scale=10.0,
     ),

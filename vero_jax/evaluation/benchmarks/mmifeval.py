@@ -125,7 +125,7 @@ BENCHMARKS = (
         prompt=_prompt,
         kind=AnswerKind.LONG,
         extraction=Mode.UNWRAPPED,
-        judge=Judge(_judge, _read, max_new_tokens=4_096),
+        judge=Judge(_judge, _read, max_new_tokens=4_096, pictures=True),
         belongs_to=_belongs_to,
     ),
 )
