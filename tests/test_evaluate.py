@@ -411,7 +411,7 @@ def test_what_cannot_be_downloaded_is_not_run_and_says_why(policy, data, tmp_pat
     assert results["tasks"]["chartqa"]["questions"] == QUESTIONS  # what is there already serves
 
 
-def test_an_exported_run_is_evaluated_and_one_without_export_says_how(policy, data, tmp_path):
+def test_an_exported_run_is_evaluated(policy, data, tmp_path):
     trained = tmp_path / "run"
     trained.mkdir()
     (trained / "config.yaml").write_text("seed: 1\n")
