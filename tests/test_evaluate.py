@@ -315,6 +315,21 @@ def test_a_judge_that_stops_answering_costs_no_answer(policy, data, tmp_path, en
     assert results["tasks"]["simplevqa_en"]["score"] == 100.0 and answers(output, "simplevqa_en") == before
 
 
+def test_requests_without_a_reply_are_told_and_asked_again(policy, data, tmp_path, endpoint):
+    write(benchmark("simplevqa_en"), data, [ROWS["simplevqa_en"][0] | {"question": f"Who {k}?"} for k in range(4)])
+    good = text('{"label": "正确"}')
+    endpoint.otherwise = lambda handler, body: (refuses(500) if "Who 2?" in body["messages"][0]["content"] else good)(
+        handler, body
+    )
+    wanted = plan(policy, data, tmp_path / "out", "simplevqa_en", judge=judged_by(endpoint, max_retries=0))
+    said: list[str] = []
+    with pytest.raises(RunFailed, match=r"no reply to 1 requests \(1 x HTTP 500\).*asks again.*is scored in"):
+        evaluate(wanted, say=said.append)
+    assert "1 unjudged" in said[-1] and "100.0" in said[-1]  # the figures are printed all the same
+    endpoint.otherwise = good
+    assert run(wanted)["tasks"]["simplevqa_en"]["unjudged"] == 0
+
+
 def test_a_judge_that_cannot_be_used_is_found_out_before_the_first_answer(policy, data, tmp_path):
     output = tmp_path / "out"
     dead = JudgeConfig(base_url="http://127.0.0.1:9/v1", max_retries=0, sleep="never", model="x")
@@ -339,6 +354,64 @@ def test_what_cannot_be_asked_is_counted_by_reason(policy, tmp_path):
     before = file.read_bytes()
     run(plan(policy, tmp_path / "data", output))
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {},
+        {"prompt": "x", "images": [], "row": {}, "responses": []},
+        {"prompt": "x", "images": [], "row": [1], "responses": "text"},
+        {"missing": 3},
+    ],
+)
+def test_a_damaged_answer_is_asked_again(policy, data, tmp_path, damaged):
+    output = tmp_path / "out"
+    results, kept = run(plan(policy, data, output)), answers(output)
+    file = ResultsFolder(output).answers_file("chartqa")
+    lines = file.read_text().splitlines()
+    lines[2] = json.dumps({"key": json.loads(lines[2])["key"], **damaged})
+    file.write_text("\n".join(lines) + "\n")
+    again = run(plan(policy, data, output))
+    assert again["tasks"] == results["tasks"] and answers(output) == kept
+    assert file.read_text().count("\n") == QUESTIONS + 1  # one line more, behind the damaged one
+
+
+def test_a_task_that_is_not_whole_any_more_has_no_rows(policy, data, tmp_path):
+    output = tmp_path / "out"
+    run(plan(policy, data, output, limit=2))
+    folder = ResultsFolder(output)
+    settings = folder.settings()
+    settings["asked"]["chartqa"]["questions"] = [f"chartqa-{number}" for number in range(QUESTIONS)]
+    folder.write_settings(settings)  # as a kill leaves it that came before all answers
+    results = run(plan(policy, data, output, "screenspot"))
+    assert results["tasks"]["chartqa"]["reason"] == "only 2 of 5 questions are answered so far"
+    assert folder.tasks() == ["screenspot"]
+
+
+def test_results_may_lie_in_the_checkpoints_folder(policy, data, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(policy, checkpoint)
+    wanted = plan(checkpoint, data, checkpoint / "results", limit=2)
+    assert run(wanted)["tasks"] == run(wanted)["tasks"]
+    # Where the checkpoint lies in the results' folder its weights still count.
+    results = tmp_path / "results"
+    inner = results / "checkpoint"
+    shutil.copytree(policy, inner)
+    run(plan(inner, data, results, limit=2))
+    (inner / "more.safetensors").write_bytes(b"weights")
+    with pytest.raises(UserError, match="weights that have changed since"):
+        run(plan(inner, data, results, limit=2))
+
+
+@pytest.mark.parametrize("asked", [[1], {"chartqa": {}}, {"chartqa": {"questions": [1]}}])
+def test_settings_that_were_spoilt_are_one_sentence(policy, data, tmp_path, asked):
+    output = tmp_path / "out"
+    run(plan(policy, data, output, limit=1))
+    folder = ResultsFolder(output)
+    folder.write_settings(folder.settings() | {"asked": asked})
+    with pytest.raises(UserError, match=r"settings\.json does not hold what was asked"):
+        run(plan(policy, data, output, limit=1))
 
 
 def test_answers_of_other_settings_are_not_mixed(policy, data, tmp_path):
@@ -384,6 +457,12 @@ def test_pictures_can_be_kept_for_failures_only(policy, data, tmp_path):
         (["POLICY", "--limit", "0"], "--limit 0 must be at least 1"),
         (["POLICY", "--samples", "0"], "--samples 0 must be at least 1"),
         (["POLICY", "--max-new-tokens", "0"], "--max-new-tokens 0 must be at least 1"),
+        (["POLICY", "--lanes", "0"], "--lanes 0 must be at least 1"),
+        (["POLICY", "--max-pixels", "1"], "--max-pixels"),
+        (["POLICY", "--tasks", ","], "--tasks names no benchmark"),
+        (["POLICY", "--data", "EMPTY"], "nothing to evaluate: chartqa: no data: "),
+        (["POLICY", "--data", "EMPTY", "--tasks", "stem"], "(and 3 more); correct --data"),
+        (["POLICY", "--output", "FILE"], "give another --output"),
         (["POLICY", "--context", "1"], "--context 1 leaves no room"),
         (["POLICY", "--tensor", "3"], "cannot be split over 3 of 8 devices"),
         (["POLICY", "--judge-base-url", "nonsense"], "--judge-base-url"),
@@ -393,8 +472,10 @@ def test_pictures_can_be_kept_for_failures_only(policy, data, tmp_path):
     ],
 )
 def test_mistakes_are_one_sentence(policy, data, tmp_path, arguments, message, capsys):
-    places = {"POLICY": str(policy), "DATA": str(data)}
-    words = [places.get(word, word) for word in arguments]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    places = {"POLICY": policy, "DATA": data, "EMPTY": tmp_path / "empty", "FILE": tmp_path / "file"}
+    words = [str(places.get(word, word)) for word in arguments]
     usual = {"--data": str(data), "--output": str(tmp_path / "out"), "--max-new-tokens": "8", "--context": "512"}
     usual["--tasks"] = "chartqa"
     given = [word for option, value in usual.items() if option not in words for word in (option, value)]

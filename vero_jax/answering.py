@@ -154,7 +154,7 @@ def _responses(group: Group) -> list[dict[str, Any]]:
     ]
 
 
-def check_sizes(samples: int, most_tokens: int, context: int, limit: int | None) -> None:
+def check_sizes(samples: int, most_tokens: int, context: int, limit: int | None, lanes: int | None) -> None:
     """Refuses sizes that make no sense.
 
     Raises:
@@ -162,6 +162,7 @@ def check_sizes(samples: int, most_tokens: int, context: int, limit: int | None)
     """
     if context < 2:
         raise UserError(f"--context {context} leaves no room for a question and an answer")
-    for name, value in (("--samples", samples), ("--max-new-tokens", most_tokens), ("--limit", limit)):
+    sizes = (("--samples", samples), ("--max-new-tokens", most_tokens), ("--limit", limit), ("--lanes", lanes))
+    for name, value in sizes:
         if value is not None and value < 1:
             raise UserError(f"{name} {value} must be at least 1")

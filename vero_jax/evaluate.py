@@ -40,7 +40,6 @@ from vero_jax.evaluation.rows import MissingData, open_rows
 from vero_jax.evaluation.variants import CONTEXT, SAMPLES, SEED, VARIANTS, Variant, usual_variant, variant
 from vero_jax.generate import open_engine, policy_folder, policy_model, policy_parts
 from vero_jax.rewards.asking import add_server_arguments, server_config
-from vero_jax.rewards.replies import ReplyFile, read_records
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
 from vero_jax.runtime.progress import Progress
 from vero_jax.runtime.signals import Interrupted, StopRequest
@@ -101,9 +100,11 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     most_tokens = min(allowed, plan.context - 1)
     if plan.judge_pictures and plan.pictures != "all":
         raise UserError(f"--judge-pictures needs --pictures all, not {plan.pictures}: the judge may be asked again")
-    check_sizes(plan.samples, most_tokens, plan.context, plan.limit)
+    check_sizes(plan.samples, most_tokens, plan.context, plan.limit, plan.lanes)
     wanted = select(plan.tasks)
-    folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).name}-{setting.name}")
+    if not wanted:
+        raise UserError("--tasks names no benchmark: name some, or leave it out for all of them")
+    folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).absolute().name}-{setting.name}")
     say(f"{plan.checkpoint}, variant {setting.name}: {', '.join(plan.tasks)}, results in {folder.path}")
     reasons = download(wanted, Path(plan.data).expanduser(), say) if plan.download else {}
     if not (plan.download or folder.settings_file.exists() or Path(plan.data).expanduser().is_dir()):
@@ -111,7 +112,12 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
 
     with contextlib.ExitStack() as stack:
         asked, todo = _open_tasks(wanted, plan, setting, folder, reasons, stack)
-        settings = agreed(folder, _settings(plan, setting, checkpoint_fingerprint(checkpoint, adapter)), asked)
+        if not asked and not folder.settings_file.exists():
+            others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            name, reason = next(iter(reasons.items()))
+            raise UserError(f"nothing to evaluate: {name}: {reason}{others}; correct --data, or use --download")
+        fingerprint = checkpoint_fingerprint(checkpoint, adapter, without=folder.path)
+        settings = agreed(folder, _settings(plan, setting, fingerprint), asked)
         desk = _open_desk(plan, folder, settings, say, stack)
         asking = None if plan.judge is None else desk  # without a judge, what one has said before still counts
         judged = [name for name in settings["asked"] if benchmark_of(name).judge is not None]
@@ -137,6 +143,7 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
         folder.drop_images(_failed_pictures(folder) if plan.pictures == "failures" else set())
     write_report(folder.path)
     if problem is not None:
+        say(outcome.printed(results))
         raise RunFailed(f"{problem}; what is there so far is scored in {folder.path}")
     return results
 
@@ -164,7 +171,7 @@ def _open_tasks(
         except MissingData as error:
             reasons.setdefault(task.name, f"no data: {error}")
             continue
-        file = stack.enter_context(ReplyFile(folder.answers_file(task.name), lambda record: True))
+        file = stack.enter_context(folder.open_answers(task.name, plan.samples))
         source = QuestionSource(task, rows, setting, limit=plan.limit, done=file)
         asked[task.name] = {"limit": plan.limit, "questions": source.ids, "data": data_fingerprint(rows)}
         if len(source):
@@ -280,7 +287,8 @@ def _judge(
     """Has the judge asked what it was not asked before. Returns why it does not answer, or stopped to, if it did."""
     try:
         for name in names:
-            task, records = benchmark_of(name), _records(folder, name, settings)
+            task, wanted = benchmark_of(name), settings["asked"][name]["questions"]
+            records = folder.answers(name, wanted, settings["samples"])
             for item in outcome.items(task, records, setting):
                 judges.submit(desk, task, item.answer, item.record, item.id)
         desk.finish(stop.check)
@@ -300,19 +308,14 @@ def _scored(
     """Scores a task and writes its lines; a task whose questions are not all answered has no figure."""
     stop.check()
     task, wanted = benchmark_of(name), settings["asked"][name]["questions"]
-    records = _records(folder, name, settings)
+    records = folder.answers(name, wanted, settings["samples"])
     if len(records) < len(wanted):
+        folder.drop_rows(name)
         reason = f"only {len(records)} of {len(wanted)} questions are answered so far"
         return outcome.not_run_outcome(task, reason, len(records))
     lines = list(outcome.scored_rows(task, records, setting, desk))
     folder.write_rows(name, (line for line, _ in lines))
     return outcome.task_outcome(task, lines, settings["samples"])
-
-
-def _records(folder: ResultsFolder, name: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The answers to the questions that were asked last; there are others where the limit was larger before."""
-    wanted = set(settings["asked"][name]["questions"])
-    return {id: record for id, record in read_records(folder.answers_file(name)).items() if id in wanted}
 
 
 def _failed_pictures(folder: ResultsFolder) -> set[str]:

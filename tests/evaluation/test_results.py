@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,16 @@ def test_a_benchmark_that_was_not_run_is_left_out_and_never_counts_as_zero() -> 
     assert found.overall == (50.0, 50.0) and found.covered == 29
     assert found.categories["Chart & OCR"] == (50.0, 50.0)
     assert found.summary() == "overall 50.0 (strict 50.0) over 29 of 30 benchmarks"
+
+
+def test_rows_without_a_strict_figure_are_told_apart() -> None:
+    results = [
+        dataclasses.replace(found, strict=None) if found.benchmark.row == "FVQA" else found
+        for found in _results(dict.fromkeys(table_rows(), 50.0))
+    ]
+    found = table(results)
+    assert (found.covered, found.strictly) == (30, 29) and found.rows["FVQA"] == (50.0, None)
+    assert found.summary() == "overall 50.0 (strict 50.0 over 29) over 30 of 30 benchmarks"
 
 
 def test_a_row_of_several_tasks_needs_all_of_them() -> None:
@@ -131,8 +142,6 @@ def test_a_row_without_what_scoring_needs_is_left_out_with_the_reason() -> None:
 def test_our_own_mistakes_are_not_hidden_as_bad_rows() -> None:
     def broken(answer: Answer, row: Row) -> Score:
         raise ZeroDivisionError
-
-    import dataclasses
 
     task = dataclasses.replace(benchmark("chartqa"), scorer=broken)
     with pytest.raises(ZeroDivisionError):

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class JudgeDesk:
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
         self._error: UserError | None = None
+        self._failures: Counter[str] = Counter()
 
     def __enter__(self) -> JudgeDesk:
         return self
@@ -146,7 +148,7 @@ class JudgeDesk:
           wait: called now and then meanwhile; what it raises ends the waiting.
 
         Raises:
-          UserError: the judge stopped answering; what it answered is kept.
+          UserError: the judge stopped answering, or gave no reply to some requests; what it answered is kept.
         """
         if self._thread is None:
             return
@@ -156,6 +158,11 @@ class JudgeDesk:
             wait()
         if self._error is not None:
             raise self._error
+        if self._failures:
+            reasons = ", ".join(f"{count:,} x {reason}" for reason, count in self._failures.most_common(3))
+            raise UserError(
+                f"the judge gave no reply to {self._failures.total():,} requests ({reasons}); the next start asks again"
+            )
 
     def _tokens(self, request: Request) -> int:
         return max(request.max_new_tokens, self._config.max_tokens)
@@ -184,7 +191,9 @@ class JudgeDesk:
 
     def _run(self) -> None:
         try:
-            collect(self._server, PROBE, self._asks, self._replies, concurrency=self._config.concurrency, say=self._say)
+            self._failures = collect(
+                self._server, PROBE, self._asks, self._replies, concurrency=self._config.concurrency, say=self._say
+            ).failures
         except UserError as error:
             self._error = error
             if self._ready.is_set():

@@ -142,7 +142,8 @@ def results_json(outcomes: Sequence[TaskOutcome], settings: Mapping[str, Any], s
     runs = max((len(outcome.runs) for outcome in outcomes if outcome.runs[0].score is not None), default=1)
     tables = [table([outcome.runs[min(run, len(outcome.runs) - 1)] for outcome in outcomes]) for run in range(runs)]
     overall = _pooled([found.overall for found in tables])
-    named = Table({}, {}, (overall["score"], overall["strict"]), tables[0].covered, tables[0].total)
+    covered, strictly, total = tables[0].covered, min(found.strictly for found in tables), tables[0].total
+    named = Table({}, {}, (overall["score"], overall["strict"]), covered, strictly, total)
     return {
         "format": 1,
         **settings,
@@ -155,7 +156,7 @@ def results_json(outcomes: Sequence[TaskOutcome], settings: Mapping[str, Any], s
         "categories": {
             category: _pooled([found.categories[category] for found in tables]) for category in tables[0].categories
         },
-        "overall": {**overall, "covered": tables[0].covered, "total": tables[0].total},
+        "overall": {**overall, "covered": covered, "strictly_covered": strictly, "total": total},
         "summary": named.summary(),
     }
 

@@ -47,13 +47,16 @@ class Table:
     """Mean of all rows that were run; not the mean of the categories."""
     covered: int
     """Rows in the overall figure."""
+    strictly: int
+    """Rows in the overall strict figure: without those of which no reply of a judge can be read."""
     total: int
 
     def summary(self) -> str:
         """One line, such as "overall 61.3 (strict 60.9) over 21 of 30 benchmarks"."""
         if self.overall[0] is None:
             return f"no overall figure: none of {self.total} benchmarks was run"
-        strict = "" if self.overall[1] is None else f" (strict {self.overall[1]:.1f})"
+        fewer = "" if self.strictly == self.covered else f" over {self.strictly}"
+        strict = "" if self.overall[1] is None else f" (strict {self.overall[1]:.1f}{fewer})"
         return f"overall {self.overall[0]:.1f}{strict} over {self.covered} of {self.total} benchmarks"
 
 
@@ -144,8 +147,8 @@ def table(results: Sequence[Result]) -> Table:
     categories = {
         category: _mean_of_run([pair for row, pair in rows.items() if of[row] == category]) for category in CATEGORIES
     }
-    covered = sum(pair[0] is not None for pair in rows.values())
-    return Table(rows, categories, _mean_of_run(list(rows.values())), covered, len(rows))
+    covered, strictly = (sum(pair[kind] is not None for pair in rows.values()) for kind in (0, 1))
+    return Table(rows, categories, _mean_of_run(list(rows.values())), covered, strictly, len(rows))
 
 
 def _scaled(benchmark: Benchmark, figures: Mapping[str, float]) -> dict[str, float]:
