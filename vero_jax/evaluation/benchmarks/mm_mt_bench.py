@@ -57,7 +57,8 @@ def _read(replies: Sequence[str | None], answer: Answer, row: Row) -> Score:
     found = None if replies[0] is None else rating(replies[0])
     if found is None:
         return UNJUDGED
-    return Score(found, found if 1 <= found <= 10 else None, answer.text, str(row.get("category", "")))
+    strict, missing = (found, "") if 1 <= found <= 10 else (None, "unjudged")
+    return Score(found, strict, answer.text, str(row.get("category", "")), missing=missing)
 
 
 BENCHMARKS = (
