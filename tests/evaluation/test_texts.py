@@ -116,6 +116,7 @@ def test_an_empty_answer_to_mme_realworld_is_an_a_for_the_reference_alone() -> N
     ("prediction", "target", "expected"),
     [
         ("2014", "2014", True), ("2013", "2014", False), ("$1,999", "2014", False), ("10 \u2013 20", "10-20", True),
+        ("in 2014", "2014", True), ("2014.0", "2014", True), ("in 2013", "2014", False), ("2012-2014", "2014", False),
         ("20-30", "10-20", False), ("47", "45", True), ("48", "45", False), ("45%", "45", True),
         ("1,014", "1000", True),
     ],
