@@ -2,7 +2,7 @@
 
 settings.json            what was asked, with which settings
 answers/<task>.jsonl     answers as they came, and what scoring needs of their questions; only ever appended to
-judgements.jsonl         the judge's replies as they came; only ever appended to
+judgements.jsonl         the judge's replies as they came, in vision_judgements.jsonl those of one that sees
 questions/<task>.jsonl   one line for each question and sample, scored
 images/                  the pictures of the questions, named by their content
 results.json, report.html
@@ -31,9 +31,9 @@ class ResultsFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
 
-    @property
-    def judgements_file(self) -> Path:
-        return self.path / "judgements.jsonl"
+    def judgements_file(self, judge: str) -> Path:
+        """Of "judge", or of "vision_judge"."""
+        return self.path / f"{judge.removesuffix('judge')}judgements.jsonl"
 
     @property
     def settings_file(self) -> Path:

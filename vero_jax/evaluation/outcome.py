@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vero_jax.evaluation.benchmark import Answer, Benchmark
-from vero_jax.evaluation.judges import JudgeDesk, replies, requests
+from vero_jax.evaluation.judge_desk import JudgeDesk
+from vero_jax.evaluation.judges import replies, requests
 from vero_jax.evaluation.loaders import order
 from vero_jax.evaluation.registry import table_rows
 from vero_jax.evaluation.results import Result, Table, not_run, own_answers, result, table
