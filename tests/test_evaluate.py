@@ -551,12 +551,14 @@ def test_our_own_server_can_be_the_judge(policy, data, tmp_path, repo):
         )
         output = tmp_path / "out"
         write(benchmark("mmvetv2"), data)  # its judge has 128 tokens, which a policy of random weights always uses up
-        results = run(plan(policy, data, output, "mmvetv2", judge=judge))
+        write(benchmark("mia_bench"), data)
+        results = run(plan(policy, data, output, "mmvetv2,mia_bench", judge=judge, vision_judge=judge))
         # A judge with random weights says nothing that can be read, but it says it.
         assert results["judge"]["model"] == policy.name
-        (row,) = ResultsFolder(output).rows("mmvetv2")
-        assert [type(pair["reply"]) for pair in row["judge"]] == [str]
-        assert results["tasks"]["mmvetv2"]["unjudged"] == 1
+        for name in ("mmvetv2", "mia_bench"):  # MIA-Bench's picture goes with the request
+            (row,) = ResultsFolder(output).rows(name)
+            assert [type(pair["reply"]) for pair in row["judge"]] == [str]
+            assert results["tasks"][name]["unjudged"] == 1
     finally:
         server.terminate()
         server.wait(timeout=60)
