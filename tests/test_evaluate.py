@@ -257,32 +257,50 @@ def test_a_judge_that_can_see_is_shown_the_pictures_of_what_is_about_them(policy
     write(benchmark("mia_bench"), data)
     endpoint.otherwise = text("score of component 1: 6/6, score of component 2: 4/4, total score: 10/10")
     tasks, output = "mia_bench,chartmuseum", tmp_path / "out"
-    seeing = plan(policy, data, output, tasks, judge=judged_by(endpoint), judge_pictures=True)
-    results = run(seeing)
-    assert results["tasks"]["mia_bench"]["strict"] == 100.0 and results["judge"]["pictures"] is True
+    endpoint.models = ["reads", "sees"]
+    reads, sees = judged_by(endpoint, model="reads"), judged_by(endpoint, model="sees")
+    both = plan(policy, data, output, tasks, judge=reads, vision_judge=sees)
+    results = run(both)
+    assert results["tasks"]["mia_bench"]["strict"] == 100.0
+    assert (results["judge"]["model"], results["vision_judge"]["model"]) == ("reads", "sees")
     (row,) = ResultsFolder(output).rows("mia_bench")
     (pair,) = row["judge"]
-    by_kind = {type(body["messages"][0]["content"]): body for body in endpoint.bodies[1:]}  # behind the first question
-    image, said = by_kind[list]["messages"][0]["content"]
+    by_model = {body["model"]: body["messages"][0]["content"] for body in endpoint.bodies}  # the latest one of each
+    image, said = by_model["sees"]
     assert said == {"type": "text", "text": pair["prompt"]} and said["text"].startswith(
         "The picture that this is about"
     )
     shown = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
     assert shown == (output / row["images"][0]).read_bytes()
-    assert "picture that this is about" not in by_kind[str]["messages"][0]["content"]  # ChartMuseum compares texts
-    # The replies of a judge that sees are found again, also without it; one that does not see is asked anew.
+    assert by_model["reads"].startswith("You compare") and "picture that this is about" not in by_model["reads"]
+    # Replies are found again, also without their judges, and no judge takes the place of one that sees.
     asked = len(endpoint.bodies)
-    run(seeing)
+    for wanted in (both, plan(policy, data, output, tasks), plan(policy, data, output, tasks, judge=reads)):
+        assert run(wanted)["tasks"]["mia_bench"]["strict"] == 100.0
     assert len(endpoint.bodies) == asked
-    assert run(plan(policy, data, output, tasks))["tasks"]["mia_bench"]["strict"] == 100.0
-    results = run(plan(policy, data, output, tasks, judge=judged_by(endpoint)))
-    assert results["judge"]["pictures"] is False and len(endpoint.bodies) == asked + 2  # with its first question
-    assert endpoint.bodies[-1]["messages"][0]["content"].startswith("You do not see the picture")
-    # A picture that is gone is named.
+    # A picture that is gone is named, and the other judge's benchmarks are scored all the same.
     (output / row["images"][0]).unlink()
+    (output / "vision_judgements.jsonl").unlink()
     (output / "judgements.jsonl").unlink()
-    with pytest.raises(RunFailed, match=f"{row['images'][0]}.*--judge-pictures"):
-        run(seeing)
+    with pytest.raises(RunFailed, match=f"{row['images'][0]}.*vision judge"):
+        run(both)
+    tasks_then = ResultsFolder(output).results()["tasks"]
+    assert tasks_then["chartmuseum"]["unjudged"] == 1  # its reply says nothing about being equal
+    assert (tasks_then["mia_bench"]["strict"], tasks_then["mia_bench"]["unjudged"]) == (None, 1)
+    assert len(list(read_records(output / "judgements.jsonl"))) == 1
+
+
+def test_without_a_judge_that_sees_the_other_one_is_told_that_it_does_not(policy, data, tmp_path, endpoint):
+    write(benchmark("mia_bench"), data)
+    endpoint.otherwise = text("score of component 1: 6/6, score of component 2: 4/4, total score: 10/10")
+    run(plan(policy, data, tmp_path / "out", "mia_bench", judge=judged_by(endpoint)))
+    assert endpoint.bodies[-1]["messages"][0]["content"].startswith("You do not see the picture")
+    # One that sees alone judges what is about pictures, and nothing else.
+    seen = plan(policy, data, tmp_path / "seen", "mia_bench,chartmuseum", vision_judge=judged_by(endpoint))
+    results = run(seen)
+    assert results["tasks"]["mia_bench"]["strict"] == 100.0 and results["judge"] is None
+    assert results["tasks"]["chartmuseum"]["unjudged"] == 1
+    assert len(endpoint.bodies) == 4  # twice a first question and one answer
 
 
 def test_a_judge_that_thinks_can_be_given_more_tokens(policy, data, tmp_path, endpoint):
@@ -466,7 +484,11 @@ def test_pictures_can_be_kept_for_failures_only(policy, data, tmp_path):
         (["POLICY", "--context", "1"], "--context 1 leaves no room"),
         (["POLICY", "--tensor", "3"], "cannot be split over 3 of 8 devices"),
         (["POLICY", "--judge-base-url", "nonsense"], "--judge-base-url"),
-        (["POLICY", "--judge-pictures", "--pictures", "none"], "--judge-pictures needs --pictures all"),
+        (["POLICY", "--vision-judge-base-url", "nonsense"], "--vision-judge-base-url"),
+        (
+            ["POLICY", "--vision-judge-base-url", "http://127.0.0.1:8000/v1", "--pictures", "none"],
+            "a vision judge needs --pictures all",
+        ),
         (["DATA"], "is no checkpoint"),
         (["POLICY", "--data", "/no/data"], "there is no folder /no/data of data sets"),
     ],
@@ -610,12 +632,14 @@ def test_our_own_server_can_be_the_judge(policy, data, tmp_path, repo):
         )
         output = tmp_path / "out"
         write(benchmark("mmvetv2"), data)  # its judge has 128 tokens, which a policy of random weights always uses up
-        results = run(plan(policy, data, output, "mmvetv2", judge=judge))
+        write(benchmark("mia_bench"), data)
+        results = run(plan(policy, data, output, "mmvetv2,mia_bench", judge=judge, vision_judge=judge))
         # A judge with random weights says nothing that can be read, but it says it.
         assert results["judge"]["model"] == policy.name
-        (row,) = ResultsFolder(output).rows("mmvetv2")
-        assert [type(pair["reply"]) for pair in row["judge"]] == [str]
-        assert results["tasks"]["mmvetv2"]["unjudged"] == 1
+        for name in ("mmvetv2", "mia_bench"):  # MIA-Bench's picture goes with the request
+            (row,) = ResultsFolder(output).rows(name)
+            assert [type(pair["reply"]) for pair in row["judge"]] == [str]
+            assert results["tasks"][name]["unjudged"] == 1
     finally:
         server.terminate()
         server.wait(timeout=60)
@@ -638,16 +662,16 @@ def test_a_plan_is_what_the_options_say(policy, data, tmp_path, monkeypatch):
         "50",
         "--variant",
         "reasoning",
-        "--pictures",
-        "none",
+        "--seed",
+        "3",
     ]
     judge = ["--judge-base-url", "http://127.0.0.1:8000/v1", "--judge-model", "m", "--judge-concurrency", "3"]
     judge += ["--judge-max-tokens", "700"]
+    judge += ["--vision-judge-base-url", "http://127.0.0.1:8001/v1", "--vision-judge-model", "v"]
     assert main([str(policy), *words, *judge, "--lanes", "16"]) == 0
-    expected = Plan(
-        str(policy), tasks=("stem,chartqa",), samples=5, limit=50, variant="reasoning", pictures="none", lanes=16
-    )
-    assert dataclasses.replace(seen[0], judge=None) == expected
+    expected = Plan(str(policy), tasks=("stem,chartqa",), samples=5, limit=50, variant="reasoning", seed=3, lanes=16)
+    assert dataclasses.replace(seen[0], judge=None, vision_judge=None) == expected
     assert seen[0].judge is not None and seen[0].judge.model == "m" and seen[0].judge.concurrency == 3
     assert seen[0].judge.json_mode == "off" and "enable_thinking" in seen[0].judge.extra_body
     assert seen[0].judge.max_tokens == 700
+    assert seen[0].vision_judge == dataclasses.replace(seen[0].judge, base_url="http://127.0.0.1:8001/v1", model="v")

@@ -29,7 +29,7 @@ from vero_jax.evaluation.behaviours.questions import MAX_TRACE
 from vero_jax.evaluation.behaviours.rates import SEED, Rate, chosen, rate_of
 from vero_jax.evaluation.behaviours.traces import Input, Trace, domains_of, read_input
 from vero_jax.evaluation.behaviours.writing import length_csv, length_lines, rate_csv, rate_entry, rate_lines
-from vero_jax.evaluation.judges import PREFIX
+from vero_jax.evaluation.judge_options import PREFIX
 from vero_jax.rewards.asking import add_server_arguments, collect, server_config
 from vero_jax.rewards.judge_server import JudgeServer, Wording
 from vero_jax.rewards.replies import ReplyFile

@@ -32,7 +32,7 @@ from vero_jax.evaluation.registry import all_benchmarks, table_rows
 from vero_jax.evaluation.score import Score
 from vero_jax.runtime.files import atomic_write
 
-_ALIKE = ("variant", "limit", "max_new_tokens", "context", "max_pixels", "system", "judge")
+_ALIKE = ("variant", "limit", "max_new_tokens", "context", "max_pixels", "system", "judge", "vision_judge")
 """Settings whose difference is no difference between checkpoints."""
 
 

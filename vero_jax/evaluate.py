@@ -31,7 +31,8 @@ from vero_jax.evaluation.agreement import agreed, checkpoint_fingerprint, data_f
 from vero_jax.evaluation.benchmark import Benchmark
 from vero_jax.evaluation.download import download
 from vero_jax.evaluation.folder import ResultsFolder
-from vero_jax.evaluation.judges import JudgeDesk
+from vero_jax.evaluation.judge_options import add_judge_arguments, judge_configs
+from vero_jax.evaluation.judges import Judges
 from vero_jax.evaluation.loaders import QuestionSource
 from vero_jax.evaluation.registry import benchmark as benchmark_of
 from vero_jax.evaluation.registry import select
@@ -39,7 +40,6 @@ from vero_jax.evaluation.report import write_report
 from vero_jax.evaluation.rows import MissingData, open_rows
 from vero_jax.evaluation.variants import CONTEXT, SAMPLES, SEED, VARIANTS, Variant, usual_variant, variant
 from vero_jax.generate import open_engine, policy_folder, policy_model, policy_parts
-from vero_jax.rewards.asking import add_server_arguments, server_config
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
 from vero_jax.runtime.progress import Progress
 from vero_jax.runtime.signals import Interrupted, StopRequest
@@ -77,8 +77,8 @@ class Plan:
     """Which questions' pictures are kept beside the results."""
     download: bool = False
     judge: JudgeConfig | None = None
-    judge_pictures: bool = False
-    """The judge can see, and is shown the pictures of the benchmarks that are about what one sees."""
+    vision_judge: JudgeConfig | None = None
+    """Instead of `judge` for the benchmarks that are about what one sees; it is shown their pictures."""
 
 
 def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     setting = variant(plan.variant or usual_variant(model_type))
     allowed = setting.max_new_tokens if plan.max_new_tokens is None else plan.max_new_tokens
     most_tokens = min(allowed, plan.context - 1)
-    if plan.judge_pictures and plan.pictures != "all":
-        raise UserError(f"--judge-pictures needs --pictures all, not {plan.pictures}: the judge may be asked again")
+    if plan.vision_judge and plan.pictures != "all":
+        raise UserError(f"a vision judge needs --pictures all, not {plan.pictures}: it may be asked again")
     check_sizes(plan.samples, most_tokens, plan.context, plan.limit, plan.lanes)
     wanted = select(plan.tasks)
     if not wanted:
@@ -118,23 +118,28 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
             raise UserError(f"nothing to evaluate: {name}: {reason}{others}; correct --data, or use --download")
         fingerprint = checkpoint_fingerprint(checkpoint, adapter, without=folder.path)
         settings = agreed(folder, _settings(plan, setting, fingerprint), asked)
-        desk = _open_desk(plan, folder, settings, say, stack)
-        asking = None if plan.judge is None else desk  # without a judge, what one has said before still counts
+        given = {judges.TEXT: plan.judge, judges.VISION: plan.vision_judge}
+        # What judges that are not given have said before still counts.
+        desks = Judges.open(given, settings, folder, say, stack)
         judged = [name for name in settings["asked"] if benchmark_of(name).judge is not None]
-        if judged and desk is None:
-            say(f"no judge: {', '.join(judged)} will not be scored; --judge-base-url names a judge's server")
+        alone = [name for name in judged if desks.of(benchmark_of(name)) is None]
+        if alone:
+            say(f"no judge: {', '.join(alone)} will not be scored; --judge-base-url names a judge's server")
         folder.write_settings(settings)
         if todo:
-            if asking is not None and any(work.benchmark.judge for work in todo):
-                asking.start()  # a judge that cannot be used is found out before hours of answers
-            _answer(plan, setting, checkpoint, adapter, todo, folder, asking, most_tokens, stop)
-        problem = None
-        if asking is not None and plan.judge is not None:
-            problem = _judge(judged, settings, setting, folder, asking, stop)
-            if asking.model:
-                settings["judge"] = judges.described(plan.judge, asking)
-                folder.write_settings(settings)
-        outcomes = [_scored(name, settings, setting, folder, desk, stop) for name in settings["asked"]]
+            # A judge that cannot be used is found out before hours of answers.
+            desks.start(work.benchmark for work in todo)
+            _answer(plan, setting, checkpoint, adapter, todo, folder, desks, most_tokens, stop)
+        answers = (
+            (benchmark_of(name), item.answer, item.record, item.id)
+            for name in judged
+            if desks.asked_about(benchmark_of(name)) is not None
+            for item in outcome.items(benchmark_of(name), _records(folder, name, settings), setting)
+        )
+        problem = desks.ask(answers, stop.check)
+        settings |= desks.described()
+        folder.write_settings(settings)
+        outcomes = [_scored(name, settings, setting, folder, desks, stop) for name in settings["asked"]]
     missing = {name: reason for name, reason in reasons.items() if name not in settings["asked"]}
     outcomes += [outcome.not_run_outcome(benchmark_of(name), reason) for name, reason in missing.items()]
     results = outcome.results_json(outcomes, settings, time.monotonic() - begun)
@@ -142,7 +147,7 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     if plan.pictures != "all":
         folder.drop_images(_failed_pictures(folder) if plan.pictures == "failures" else set())
     write_report(folder.path)
-    if problem is not None:
+    if problem:
         say(outcome.printed(results))
         raise RunFailed(f"{problem}; what is there so far is scored in {folder.path}")
     return results
@@ -196,26 +201,9 @@ def _settings(plan: Plan, setting: Variant, fingerprint: str) -> dict[str, Any]:
         "max_pixels": plan.max_pixels,
         "system": plan.system,
         "dtype": plan.dtype,
-        "judge": None,
+        judges.TEXT: None,
+        judges.VISION: None,
     }
-
-
-def _open_desk(
-    plan: Plan,
-    folder: ResultsFolder,
-    settings: Mapping[str, Any],
-    say: Callable[[str], None],
-    stack: contextlib.ExitStack,
-) -> JudgeDesk | None:
-    known = settings["judge"] or {}
-    if plan.judge is None and not known:
-        return None
-    judge = plan.judge or judges.former(known)
-    # Under the name that it had at the same place, replies are found again without asking the server for it.
-    model = str(known.get("model", "")) if known.get("base_url") == judge.base_url else ""
-    sees = bool(plan.judge_pictures if plan.judge else known.get("pictures"))
-    pictures = folder.path if sees else None
-    return stack.enter_context(JudgeDesk(judge, folder.judgements_file, model=model, say=say, pictures=pictures))
 
 
 # --- answers, judgements, scores
@@ -228,7 +216,7 @@ def _answer(
     adapter: Path | None,
     todo: Sequence[Work],
     folder: ResultsFolder,
-    desk: JudgeDesk | None,
+    desks: Judges,
     most_tokens: int,
     stop: StopRequest,
 ) -> None:
@@ -253,8 +241,9 @@ def _answer(
     engine.between_rounds = stop.check
 
     def answered(task: Benchmark, name: str, record: Mapping[str, Any]) -> None:
+        desk = desks.asked_about(task)
         # Answers that are compared with others wait until all are there.
-        if desk is not None and task.judge is not None and task.belongs_to is None:
+        if desk is not None and task.belongs_to is None:
             for item in outcome.items(task, {name: record}, setting):
                 judges.submit(desk, task, item.answer, item.record, item.id)
 
@@ -276,46 +265,30 @@ def _answer(
         )
 
 
-def _judge(
-    names: Sequence[str],
-    settings: Mapping[str, Any],
-    setting: Variant,
-    folder: ResultsFolder,
-    desk: JudgeDesk,
-    stop: StopRequest,
-) -> UserError | None:
-    """Has the judge asked what it was not asked before. Returns why it does not answer, or stopped to, if it did."""
-    try:
-        for name in names:
-            task, wanted = benchmark_of(name), settings["asked"][name]["questions"]
-            records = folder.answers(name, wanted, settings["samples"])
-            for item in outcome.items(task, records, setting):
-                judges.submit(desk, task, item.answer, item.record, item.id)
-        desk.finish(stop.check)
-    except UserError as error:
-        return error
-    return None
-
-
 def _scored(
     name: str,
     settings: Mapping[str, Any],
     setting: Variant,
     folder: ResultsFolder,
-    desk: JudgeDesk | None,
+    desks: Judges,
     stop: StopRequest,
 ) -> outcome.TaskOutcome:
     """Scores a task and writes its lines; a task whose questions are not all answered has no figure."""
     stop.check()
     task, wanted = benchmark_of(name), settings["asked"][name]["questions"]
-    records = folder.answers(name, wanted, settings["samples"])
+    records = _records(folder, name, settings)
     if len(records) < len(wanted):
         folder.drop_rows(name)
         reason = f"only {len(records)} of {len(wanted)} questions are answered so far"
         return outcome.not_run_outcome(task, reason, len(records))
-    lines = list(outcome.scored_rows(task, records, setting, desk))
+    lines = list(outcome.scored_rows(task, records, setting, desks.of(task)))
     folder.write_rows(name, (line for line, _ in lines))
     return outcome.task_outcome(task, lines, settings["samples"])
+
+
+def _records(folder: ResultsFolder, name: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The answers to the questions that were asked last; there are others where the limit was larger before."""
+    return folder.answers(name, settings["asked"][name]["questions"], settings["samples"])
 
 
 def _failed_pictures(folder: ResultsFolder) -> set[str]:
@@ -357,29 +330,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tensor", type=int, metavar="N", help="devices that share a copy of the model")
     parser.add_argument("--lanes", type=int, metavar="N", help="answers that are drawn side by side, on all devices")
     parser.add_argument("--pictures", choices=PICTURES, default="all", help="which are kept beside the results")
-    parser.add_argument(
-        "--judge-pictures", action="store_true", help="the judge can see: show it the pictures that answers are about"
-    )
-    parser.add_argument(
-        "--judge-max-tokens",
-        type=int,
-        default=128,
-        metavar="N",
-        help="at least N for each reply, for a judge that thinks; benchmarks give it 128 to 4,096 by themselves",
-    )
-    defaults = JudgeConfig(base_url="")
-    add_server_arguments(parser, defaults, judges.PREFIX, leave_out=("max-tokens", "no-json-mode"))
-    parser.set_defaults(judge_extra_body=defaults.extra_body, judge_no_json_mode=True)  # no thinking, replies are texts
+    add_judge_arguments(parser)
     args = parser.parse_args(argv)
-    judge = None
-    if args.judge_base_url:
-        judge = server_config(args, judges.PREFIX, judges.WORDING)
-    own = {field.name for field in dataclasses.fields(Plan)} - {"judge", "tasks", "system"}
+    judge, vision_judge = judge_configs(args)
+    own = {field.name for field in dataclasses.fields(Plan)} - {"judge", "vision_judge", "tasks", "system"}
     plan = Plan(
         **{name: value for name, value in vars(args).items() if name in own},
         tasks=(args.tasks,),
         system=system_prompt(args.system),
         judge=judge,
+        vision_judge=vision_judge,
     )
     spare_host_threads()
     enable_compilation_cache(DataConfig().cache_dir)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vero_jax.errors import UserError
 from vero_jax.evaluation.folder import ResultsFolder
+from vero_jax.evaluation.judges import TEXT, VISION
 from vero_jax.evaluation.rows import Rows
 
 FIXED = (
@@ -22,7 +23,7 @@ FIXED = (
     "system",
     "dtype",
 )
-"""Settings on which answers depend. Tasks, their limit and the judge may change."""
+"""Settings on which answers depend. Tasks, their limit and the judges may change."""
 _PARTS, _PART = 16, 4_096
 _WORDS = {"fingerprint": "another checkpoint, or weights that have changed since"}
 
@@ -80,4 +81,5 @@ def agreed(
     for name, task in asked.items():
         if name in earlier and earlier[name].get("data") != task["data"]:
             raise UserError(f"the data of {name} has changed since its answers in {folder.path} were made: {elsewhere}")
-    return {**settings, "judge": settings["judge"] or before.get("judge"), "asked": {**earlier, **asked}}
+    kept = {name: settings[name] or before.get(name) for name in (TEXT, VISION)}
+    return {**settings, **kept, "asked": {**earlier, **asked}}

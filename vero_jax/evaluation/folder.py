@@ -2,7 +2,7 @@
 
 settings.json            what was asked, with which settings
 answers/<task>.jsonl     answers as they came, and what scoring needs of their questions; only ever appended to
-judgements.jsonl         the judge's replies as they came; only ever appended to
+judgements.jsonl         the judge's replies as they came, in vision_judgements.jsonl those of one that sees
 questions/<task>.jsonl   one line for each question and sample, scored
 images/                  the pictures of the questions, named by their content
 results.json, report.html
@@ -32,9 +32,9 @@ class ResultsFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
 
-    @property
-    def judgements_file(self) -> Path:
-        return self.path / "judgements.jsonl"
+    def judgements_file(self, judge: str) -> Path:
+        """Of "judge", or of "vision_judge"."""
+        return self.path / f"{judge.removesuffix('judge')}judgements.jsonl"
 
     @property
     def settings_file(self) -> Path:
@@ -82,8 +82,8 @@ class ResultsFolder:
           UserError: there is no settings.json, or one that cannot be read.
         """
         settings = self._object(self.settings_file)
-        asked, judge = settings.get("asked", {}), settings.get("judge")
-        if not _is_asked(asked) or not isinstance(judge, dict | None):
+        judges = (settings.get("judge"), settings.get("vision_judge"))
+        if not _is_asked(settings.get("asked", {})) or not all(isinstance(judge, dict | None) for judge in judges):
             raise UserError(f"{self.settings_file} does not hold what was asked; give another folder as --output")
         return settings
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vero_jax.evaluation.benchmark import Answer, Benchmark
-from vero_jax.evaluation.judges import JudgeDesk, replies, requests
+from vero_jax.evaluation.judge_desk import JudgeDesk
+from vero_jax.evaluation.judges import replies, requests
 from vero_jax.evaluation.loaders import order
 from vero_jax.evaluation.registry import table_rows
 from vero_jax.evaluation.results import Result, Table, not_run, own_answers, result, table
@@ -125,7 +126,7 @@ def task_outcome(
             if score.value is not None:
                 by_question[line["id"]].append(score.value)
     runs = [result(benchmark, scores, left_out) for scores in by_sample]
-    means = [statistics.fmean(values) * benchmark.scale for values in by_question.values()]
+    means = [benchmark.published(statistics.fmean(values)) for values in by_question.values()]
     asked = [line for line, score in lines if score is not None]
     return TaskOutcome(
         benchmark,

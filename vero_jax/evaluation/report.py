@@ -144,7 +144,7 @@ def _tiles(figures: _Figures, chosen: Pair) -> str:
 
 
 def _facts(found: Mapping[str, Any]) -> str:
-    judge = found.get("judge")
+    judge, seeing = found.get("judge"), found.get("vision_judge")
     limit, tokens = found.get("limit"), found.get("max_new_tokens")
     facts = {
         "checkpoint": found.get("checkpoint"),
@@ -155,7 +155,8 @@ def _facts(found: Mapping[str, Any]) -> str:
         "new tokens": "the variant's" if tokens is None else f"at most {tokens:,}",
         "pixels": None if found.get("max_pixels") is None else f"at most {found['max_pixels']:,}",
         "system prompt": found.get("system"),
-        "judge": "none" if judge is None else _words(judge),
+        "judge": "none" if judge is None and seeing is None else _words(judge),
+        "judge that sees": _words(seeing),
         "data": found.get("data"),
         "took": None if found.get("seconds") is None else _duration(float(found["seconds"])),
     }
@@ -169,7 +170,7 @@ def _facts(found: Mapping[str, Any]) -> str:
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {item}" for name, item in value.items() if item not in (None, ""))
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def _duration(seconds: float) -> str:

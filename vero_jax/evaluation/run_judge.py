@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vero_jax.config import JudgeConfig
 from vero_jax.errors import UserError
-from vero_jax.evaluation.judges import JudgeDesk, Request
+from vero_jax.evaluation.judge_desk import JudgeDesk, Request
 from vero_jax.rewards.judge_server import Wording
 
 
