@@ -341,7 +341,7 @@ def test_requests_without_a_reply_are_told_and_asked_again(policy, data, tmp_pat
     )
     wanted = plan(policy, data, tmp_path / "out", "simplevqa_en", judge=judged_by(endpoint, max_retries=0))
     said: list[str] = []
-    with pytest.raises(RunFailed, match=r"no reply to 1 requests \(1 x HTTP 500\).*asks again.*is scored in"):
+    with pytest.raises(RunFailed, match=r"no reply to 1 requests \(1 x HTTP 500\).*asked again.*is scored in"):
         evaluate(wanted, say=said.append)
     assert "1 unjudged" in said[-1] and "100.0" in said[-1]  # the figures are printed all the same
     endpoint.otherwise = good

@@ -115,7 +115,8 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
         if not asked and not folder.settings_file.exists():
             others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
             name, reason = next(iter(reasons.items()))
-            raise UserError(f"nothing to evaluate: {name}: {reason}{others}; correct --data, or use --download")
+            advice = "" if plan.download else "; correct --data, or use --download"
+            raise UserError(f"nothing to evaluate: {name}: {reason}{others}{advice}")
         fingerprint = checkpoint_fingerprint(checkpoint, adapter, without=folder.path)
         settings = agreed(folder, _settings(plan, setting, fingerprint), asked)
         given = {judges.TEXT: plan.judge, judges.VISION: plan.vision_judge}

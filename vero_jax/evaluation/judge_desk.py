@@ -174,7 +174,7 @@ class JudgeDesk:
         if self._failures:
             reasons = ", ".join(f"{count:,} x {reason}" for reason, count in self._failures.most_common(3))
             raise UserError(
-                f"the judge gave no reply to {self._failures.total():,} requests ({reasons}); the next start asks again"
+                f"the judge gave no reply to {self._failures.total():,} requests ({reasons}), to be asked again"
             )
 
     def _tokens(self, request: Request) -> int:

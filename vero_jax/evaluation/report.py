@@ -158,7 +158,7 @@ def _facts(found: Mapping[str, Any]) -> str:
         "judge": "none" if judge is None and seeing is None else _words(judge),
         "judge that sees": _words(seeing),
         "data": found.get("data"),
-        "took": None if found.get("seconds") is None else _duration(float(found["seconds"])),
+        "last start took": None if found.get("seconds") is None else _duration(float(found["seconds"])),
     }
     return "".join(
         f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>"
