@@ -203,6 +203,13 @@ def test_a_folder_is_no_file_for_figures(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: --json {tmp_path} is a folder: give a file\n"
 
 
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    folders = [write_folder(tmp_path / name, {"chartqa": rows("chartqa", [1, 0])}) for name in "ab"]
+    assert main([*map(str, folders), "--draws", "10", "--json", str(tmp_path / "file" / "x.json")]) == 2
+    assert "cannot write" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
 def test_command_prints_an_aligned_table_and_json(tmp_path, capsys):
     a = {"chartqa": rows("chartqa", [0, 1, 0, 1] * 5), "erqa": rows("erqa", [1, 0] * 5)}
     b = {"chartqa": rows("chartqa", [1, 1, 0, 1] * 5), "erqa": rows("erqa", [1, 0] * 5)}
