@@ -117,7 +117,7 @@ class Benchmark:
         prompt = self.prompt(row, variant)
         if not isinstance(prompt, str):
             return [dict(message) for message in prompt]
-        text = prompt if self.states_format else prompt + variant.instructions.get(self.kind, "")
+        text = prompt if self.states_format else prompt + variant.instruction(self.name, self.kind)
         parts: list[dict[str, Any]] = [{"type": "image"} for _ in range(image_count)]
         return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
