@@ -224,7 +224,7 @@ def _answer(
         devices=len(jax.devices()),
         memory=device_memory(jax.devices()),
         samples=plan.samples,
-        max_new_tokens=max(min(most_tokens, setting.tokens(work.benchmark.kind)) for work in todo),
+        max_new_tokens=max(min(most_tokens, setting.tokens(work.benchmark.name)) for work in todo),
         max_prompt_tokens=longest,
         tensor=plan.tensor,
         lanes=plan.lanes,

@@ -12,6 +12,7 @@ from tests.conftest import golden_dir
 from vero_jax.errors import UserError
 from vero_jax.evaluation import aggregation
 from vero_jax.evaluation.benchmark import CATEGORIES, Answer, Row
+from vero_jax.evaluation.published import published
 from vero_jax.evaluation.registry import all_benchmarks, benchmark, table_rows
 from vero_jax.evaluation.results import Result, not_run, result, score_answers, table
 from vero_jax.evaluation.score import UNJUDGED, Score, right
@@ -162,3 +163,12 @@ def test_means_lie_between_the_smallest_and_the_largest_score(pairs: list[tuple[
         figures = aggregate(scores, False)
         assert all(lowest - 1e-9 <= value <= highest + 1e-9 for value in figures.values())
         assert aggregate(scores, True)["score"] == 0.0  # nothing was judged strictly
+
+
+def test_ratings_are_published_as_the_paper_does_it() -> None:
+    """Three of its baselines are ratings that their makers report: 7.7, 8.0 and 6.3 of 10."""
+    task = benchmark("mm_mt_bench")
+    bases = {key: figures.base for key, figures in published()["MM-MTBench"].items()}
+    for key, rating in (("qwen3", 7.7), ("qwen3_thinking", 8.0), ("qwen25", 6.3)):
+        assert round(task.published(rating), 1) == bases[key]
+    assert (task.published(1.0), task.published(10.0), task.half_marks) == (0.0, 100.0, 5.5)

@@ -96,17 +96,28 @@ class Benchmark:
     aggregate: Aggregator = mean
     scale: float = 100.0
     """From the aggregator's figure to the published one."""
+    zero: float = 0.0
+    """The aggregator's figure that is published as 0."""
     states_format: bool = False
     """The question states the answer's format itself; a variant adds nothing."""
     belongs_to: Callable[[Row], tuple[str, str] | None] | None = None
     """(id of another row, name) for a row whose answer is no question of its own, but goes to that row's `others`."""
+
+    def published(self, figure: float) -> float:
+        """An aggregator's figure, or a single score, on the scale of the published table (0 to 100)."""
+        return (figure - self.zero) * self.scale
+
+    @property
+    def half_marks(self) -> float:
+        """Half of the full marks, on the scale of the scores."""
+        return self.zero + 50.0 / self.scale
 
     def messages(self, row: Row, variant: Variant, image_count: int = 1) -> list[dict[str, Any]]:
         """The conversation for a row: pictures first, then the text, with what the variant adds."""
         prompt = self.prompt(row, variant)
         if not isinstance(prompt, str):
             return [dict(message) for message in prompt]
-        text = prompt if self.states_format else prompt + variant.instructions.get(self.kind, "")
+        text = prompt if self.states_format else prompt + variant.instruction(self.name, self.kind)
         parts: list[dict[str, Any]] = [{"type": "image"} for _ in range(image_count)]
         return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 

@@ -126,7 +126,7 @@ def task_outcome(
             if score.value is not None:
                 by_question[line["id"]].append(score.value)
     runs = [result(benchmark, scores, left_out) for scores in by_sample]
-    means = [statistics.fmean(values) * benchmark.scale for values in by_question.values()]
+    means = [benchmark.published(statistics.fmean(values)) for values in by_question.values()]
     asked = [line for line, score in lines if score is not None]
     return TaskOutcome(
         benchmark,

@@ -149,7 +149,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def _scaled(benchmark: Benchmark, figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: value * benchmark.scale for name, value in figures.items()}
+    return {name: benchmark.published(value) for name, value in figures.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

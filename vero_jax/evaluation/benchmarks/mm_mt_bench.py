@@ -71,6 +71,7 @@ BENCHMARKS = (
         extraction=Mode.UNWRAPPED,
         judge=Judge(_judge, _read, max_new_tokens=4_096, pictures=True),
         aggregate=micro_and_macro,
-        scale=10.0,
+        scale=100.0 / 9.0,
+        zero=1.0,  # appendix C of the paper's third version: 100 (x - 1) / 9
     ),
 )
