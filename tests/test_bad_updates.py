@@ -76,6 +76,13 @@ def test_a_file_that_is_damaged_or_foreign_is_refused_in_one_sentence(tmp_path, 
     assert words in error and str(path) in error and error.count("\n") == 1
 
 
+def test_a_run_that_has_been_moved_is_asked_for_and_nothing_is_written_in_its_place(tmp_path, capsys):
+    write_batch(tmp_path / "a.batch", kept(random_groups(1), run=tmp_path / "gone"))
+    assert replay.main([str(tmp_path / "a.batch")]) == 2
+    assert f"there is no run in {tmp_path / 'gone'}; say with --run" in capsys.readouterr().err
+    assert not (tmp_path / "gone").exists()
+
+
 def test_a_file_that_is_not_there_or_of_another_version_is_said(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_batch(tmp_path / "nothing.batch")

@@ -90,7 +90,7 @@ def two(tmp_path_factory, cache) -> Path:
     return complete(tmp_path_factory.mktemp("two") / "run", cache, *MESH, processes=2, devices=4)
 
 
-LAYOUT = ("timing", "perf/", "rows/", "rollout/", "data/")
+LAYOUT = ("timing", "perf/", "rows/", "rollout/")
 """Metrics of how the work was laid out, which differ with the devices."""
 
 

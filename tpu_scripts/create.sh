@@ -15,6 +15,7 @@
 FLAGS=(--no-wait)
 begin "$@"
 need PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION
+need_gcloud
 
 flags=("--accelerator-type=$ACCELERATOR_TYPE")
 if ((SPOT)); then flags+=(--spot); fi

@@ -13,6 +13,7 @@
 FLAGS=(--yes)
 begin "$@"
 need PROJECT ZONE NAME
+need_gcloud
 
 if [[ -z ${OPT_YES:-} ]] && ! ((DRY_RUN)); then
     [[ -t 0 ]] || fail "delete.sh asks before it deletes $NAME, and nobody is there to answer; give it --yes"

@@ -9,12 +9,15 @@
 #   --to FOLDER     where to (default: runs/RUN)
 #   --checkpoints   those, too; they are large
 #   --logs          what every worker has said, into FOLDER/logs (needs the slice)
+#
+# Exit status: 0 copied, 2 a mistake, 3 there is no slice to ask, 1 or gcloud's own when something could not be copied.
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 FLAGS=(--checkpoints --logs)
 VALUES=(--to)
 begin "$@"
 need NAME
+need_gcloud
 name=$(run_name)
 target=${OPT_TO:-runs/$name}
 work=$(mktemp -d)

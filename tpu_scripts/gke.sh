@@ -16,6 +16,8 @@
 #   --restarts N          (default: 50)
 #   --print               print the manifest; without it, kubectl applies it
 #   kubectl delete jobset NAME    ends and removes it; kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME -c train follows it
+#
+# Exit status: 0 the manifest is printed or applied, 2 a mistake, else kubectl's own.
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 FLAGS=(--print)
@@ -147,6 +149,7 @@ if [[ -n ${OPT_PRINT:-} ]]; then
 elif ((DRY_RUN)); then
     printf "kubectl apply --filename=- <<'MANIFEST'\n%s\nMANIFEST\n" "$(manifest)"
 else
+    need_tool kubectl Kubernetes
     manifest | kubectl apply --filename=-
     say "$NAME is asked for; it costs money until it is done, or: kubectl delete jobset $NAME"
 fi

@@ -104,7 +104,10 @@ begin() {
         option=$1
         shift
         case $option in
-            --help | -h) usage && exit 0 ;;
+            --help | -h)
+                usage
+                exit 0
+                ;;
             --dry-run) DRY_RUN=1 && continue ;;
             --) ARGS=("$@") && break ;;
             --*) ;;
@@ -161,26 +164,29 @@ check_settings() {
     need_shape ACCELERATOR_TYPE '^[A-Za-z0-9-]+$' 'a type, such as v5p-16'
     need_shape RUNTIME_VERSION '^[A-Za-z0-9.-]+$' 'a version, such as v2-alpha-tpuv5'
     need_shape RUN '^[A-Za-z0-9][A-Za-z0-9._-]*$' "a folder's name of letters, digits, dots, dashes and underscores"
-    need_shape PYTHON_VERSION '^3\.[0-9]+$' 'a version, such as 3.12'
     need_shape CHECKPOINT_DIR '^(gs://[a-z0-9][-a-z0-9._]*/|/|~/)[A-Za-z0-9._/=-]+$' 'a gs:// path or an absolute folder'
     need_shape SHARED_DISK '^(gs://[a-z0-9][-a-z0-9._]*(/[A-Za-z0-9._/=-]*)?|[A-Za-z0-9.-]+:/[A-Za-z0-9._/-]+|/[A-Za-z0-9._/-]+)$' \
         'gs://bucket/folder, host:/share of an NFS server, or a folder that every worker has'
-    for key in QUEUED SPOT RESERVED INTERNAL_IPS; do need_shape "$key" '^[01]$' '0 or 1'; done
-    for key in SSH_PARALLEL MAX_ATTEMPTS; do need_shape "$key" '^[1-9][0-9]*$' 'a whole number from 1'; done
+    # These have defaults, and none of them can be empty.
+    need_value PYTHON_VERSION '^3\.[0-9]+$' 'a version, such as 3.12'
+    for key in QUEUED SPOT RESERVED INTERNAL_IPS; do need_value "$key" '^[01]$' '0 or 1'; done
+    for key in SSH_PARALLEL MAX_ATTEMPTS; do need_value "$key" '^[1-9][0-9]*$' 'a whole number from 1'; done
     for key in MAX_CRASHES WAIT_S STOP_S BACKOFF_S BACKOFF_MAX_S GOOD_RUN_S; do
-        need_shape "$key" '^[0-9]+$' 'a whole number'
+        need_value "$key" '^[0-9]+$' 'a whole number'
     done
-    need_shape POLL_S '^[0-9]+(\.[0-9]+)?$' 'a number of seconds'
+    need_value POLL_S '^[0-9]+(\.[0-9]+)?$' 'a number of seconds'
     if ((SPOT && RESERVED)); then fail "SPOT and RESERVED exclude each other"; fi
     if [[ -n $VALID_UNTIL ]] && ! ((QUEUED)); then fail "VALID_UNTIL is for a queued request; set QUEUED=1, too"; fi
 }
 
-need_shape() {
+need_shape() { [[ -z ${!1} ]] || need_value "$@"; }
+
+need_value() {
     local key=$1 shape=$2 what=$3
     # --worker is kept in OPT_WORKER
     local name=$key
     if [[ $key == OPT_* ]]; then name=${key#OPT_} && name=--${name,,} && name=${name//_/-}; fi
-    [[ -z ${!key} || ${!key} =~ $shape ]] || fail "$name must be $what, not '${!key}'"
+    [[ ${!key} =~ $shape ]] || fail "$name must be $what, not '${!key}'"
 }
 
 need() {
@@ -189,6 +195,10 @@ need() {
     ((${#missing[@]} == 0)) ||
         fail "${missing[*]} must be set, in ${ENV_FILE:-$HERE/slice.env (see slice.env.example)} or as an option of that name"
 }
+
+# need_tool NAME WHERE_FROM
+need_tool() { ((DRY_RUN)) || command -v "$1" >/dev/null || fail "there is no $1 on the PATH here; it comes with $2"; }
+need_gcloud() { need_tool gcloud 'the Google Cloud SDK'; }
 
 # --- gcloud
 

@@ -8,6 +8,8 @@
 #   remote_job.sh logs [LINES [follow]]
 #   remote_job.sh pack FOLDER FILE [--checkpoints]   the run's folder as a compressed tar
 #
+# Exit status: 0, or 2 for a mistake and where there is nothing to show.
+#
 # --dry-run in the first place prints what would be done. In ~/vero/job: pid, train.pid, log, status (the exit status),
 # command, stopped (somebody asked for the end).
 

@@ -4,6 +4,8 @@
 #
 #   remote_setup.sh [--python 3.12] [--share gs://bucket/folder | host:/share | /folder] [--install-gcsfuse COMMAND]
 #       [--dry-run]
+#
+# Exit status: 0 when all is there, else that of what failed; 2 a mistake in the settings.
 
 set -euo pipefail
 

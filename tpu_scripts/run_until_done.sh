@@ -28,6 +28,7 @@ FLAGS=(--keep --no-fetch)
 VALUES=(--to)
 begin "$@"
 need PROJECT ZONE NAME ACCELERATOR_TYPE RUNTIME_VERSION SHARED_DISK
+need_gcloud
 ((${#ARGS[@]})) || [[ -n $TRAIN_ARGS ]] || fail "what is to be trained? Give the arguments of python -m vero_jax.train behind --, or set TRAIN_ARGS"
 target=${OPT_TO:-runs/$(run_name)}
 

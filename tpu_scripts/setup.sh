@@ -12,6 +12,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 begin "$@"
 need PROJECT ZONE NAME
+need_gcloud
 if [[ -n $JOB_ENV_FILE && ! -r $JOB_ENV_FILE ]]; then fail "JOB_ENV_FILE=$JOB_ENV_FILE cannot be read"; fi
 
 work=$(mktemp -d)

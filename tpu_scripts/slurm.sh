@@ -20,6 +20,8 @@
 # saves, and ends with 143; then, and when a node was lost (75), the job is put into the queue again, at most
 # MAX_REQUEUES times, and goes on from its last checkpoint. Any other status is a mistake: it ends the job.
 #
+# Exit status: that of the run; 2 for a mistake in the command.
+#
 # In the environment:
 #   VENV          a virtual environment to activate
 #   MAX_REQUEUES  (default: 20)

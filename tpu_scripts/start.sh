@@ -13,6 +13,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 begin "$@"
 need PROJECT ZONE NAME
+need_gcloud
 
 words=("${ARGS[@]}")
 if ((${#words[@]} == 0)); then read -r -a words <<<"$TRAIN_ARGS"; fi

@@ -10,6 +10,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 begin "$@"
 need PROJECT ZONE NAME
+need_gcloud
 
 look_at_slice
 if ((DRY_RUN)); then

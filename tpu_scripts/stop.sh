@@ -15,6 +15,7 @@
 FLAGS=(--now)
 begin "$@"
 need PROJECT ZONE NAME
+need_gcloud
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -14,6 +14,8 @@
 #   --storage S       the name of it in xpk storage list (default: those that are mounted without being asked for)
 #   --restarts N      (default: 50)
 #   xpk workload list, xpk workload delete show and end it.
+#
+# Exit status: 0 the workload is asked for, 2 a mistake, else xpk's own.
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 VALUES=(--cluster --image --shared-path --storage --restarts)
@@ -34,6 +36,7 @@ if ((${#ARGS[@]} == 0)); then read -r -a ARGS <<<"$TRAIN_ARGS"; fi
 
 words=("${ARGS[@]}" "run_dir=${OPT_SHARED_PATH%/}/runs/$(run_name)")
 if [[ -n $(checkpoint_path) ]]; then words+=("trainer.checkpoint_dir=$(checkpoint_path)"); fi
+need_tool xpk 'pip install xpk'
 # 143, and whatever else is a signal, xpk restarts anyway.
 run xpk workload create --workload="$NAME" --cluster="$OPT_CLUSTER" --project="$PROJECT" --zone="$ZONE" \
     --tpu-type="$ACCELERATOR_TYPE" --num-slices=1 --docker-image="$OPT_IMAGE" ${OPT_STORAGE:+"--storage=$OPT_STORAGE"} \

@@ -25,7 +25,7 @@ from vero_jax.planning.chips import GIB, Machine, machine, prepare
 
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns 0 when everything fits or nobody knows, 1 when it does not."""
+    """The command. Returns 0 when everything fits, 1 when it does not."""
     parser = argparse.ArgumentParser(
         prog="python -m vero_jax.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     target = machine(args.topology)
     found = plan(config, target, _say, args.only)
-    largest = _search(config, target) if args.search and found.memory is not None else None
+    largest = _search(config, target) if args.search else None
     if args.json:
         print(json.dumps(found.to_json() | {"largest": largest}, indent=1))
     else:
         print("\n".join(report(found, largest)))
-    return 1 if found.fits is False else 0
+    return 0 if found.fits else 1
 
 
 def report(found: Any, largest: dict[str, Any] | None = None) -> list[str]:
@@ -76,15 +76,12 @@ def report(found: Any, largest: dict[str, Any] | None = None) -> list[str]:
         if program.error:
             lines.append(f"  {program.error}")
     lines.append("")
-    if found.memory is None:
-        lines.append(f"peak {gib(found.peak)} GiB; the memory of these devices is not known here")
-    else:
-        verdict = "fits" if found.fits else "does not fit"
-        lines.append(f"{verdict}: peak {gib(found.peak)} of {gib(found.memory)} GiB (compiled, not run)")
-        about = {name: size for name, size in found.estimate.items() if size is not None}
-        if about and largest is None:
-            sizes = ", ".join(f"{_KEYS[name]}={size}" for name, size in about.items())
-            lines.append(f"about the most that fits, by proportion: {sizes} (--search compiles them)")
+    verdict = "fits" if found.fits else "does not fit"
+    lines.append(f"{verdict}: peak {gib(found.peak)} of {gib(found.memory)} GiB (compiled, not run)")
+    about = {name: size for name, size in found.estimate.items() if size is not None}
+    if about and largest is None:
+        sizes = ", ".join(f"{_KEYS[name]}={size}" for name, size in about.items())
+        lines.append(f"about the most that fits, by proportion: {sizes} (--search compiles them)")
     if largest is not None:
         lines.append(
             f"the most that fits: actor.row_length={largest['row_length']}, "
@@ -101,7 +98,7 @@ def _search(config: Config, target: Machine) -> dict[str, Any]:
     from vero_jax.planning.plan import plan
 
     def fits(changed: Config, only: str) -> bool:
-        return bool(plan(changed, target, _say, only).fits)
+        return plan(changed, target, _say, only).fits
 
     def with_rows(eighths: int) -> Config:
         length = max(config.actor.row_length * eighths // 8 // 512 * 512, 512)

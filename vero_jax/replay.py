@@ -78,6 +78,9 @@ def replay(
     Raises:
       UserError: there are no weights to be had.
     """
+    needed = config.model.path == "build" or (params_folder is None and not config.trainer.checkpoint_dir)
+    if needed and not run.config.is_file():
+        raise UserError(f"there is no run in {run.path}; say with --run where the folder of the batch's run is")
     mesh = make_mesh(config.mesh)
     folder = policy_folder(config, run, _say)
     model_def = model_def_of(config, folder)

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe.spent("setup", time.perf_counter() - started)
         lines = recipe.train()
     if hosts.primary:
-        command = " ".join(["python -m vero_jax.train", *argv])
+        command = ["python", "-m", "vero_jax.train", *argv]
         print("\n".join(lines) if lines else resume_hint(command, recipe.at.step))
     return 0 if lines else stop.exit_code
 

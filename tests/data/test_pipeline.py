@@ -204,6 +204,19 @@ def test_waiting_and_replacements_are_measured(data, settings):
         assert stream.metrics()["data/replaced"] == stream.problems["odd"] > 0
 
 
+def test_what_was_replaced_is_counted_by_batch_so_that_a_resumed_run_says_the_same(data, settings):
+    def counts(first: int) -> list[float]:
+        with pipeline.QuestionStream(data, settings, batch_size=24, start_step=first, transform=only_even) as stream:
+            found = []
+            for step in range(first, 4):
+                stream.batch(step)
+                found.append(stream.metrics()["data/replaced"])
+            return found
+
+    whole = counts(0)
+    assert min(whole) > 0 and counts(2) == whole[2:]
+
+
 @pytest.mark.parametrize("order", ["own", "rotating", "reference"])
 @pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (2, 0), (4, 0), (2, 2)])
 def test_the_order_is_the_same_for_any_number_of_hosts_and_workers(data, settings, order, hosts, workers):

@@ -117,6 +117,7 @@ def test_what_has_started_us_is_recognised(environ, wanted):
         (DistributedConfig("manual"), "distributed.coordinator"),
         (DistributedConfig("manual", "host:1", 2, 2), "process_id"),
         (DistributedConfig("manual", "host", 2, 1), "host:port"),
+        (DistributedConfig("manual", "host:99999", 2, 0), "a port from 1 to 65535, not 'host:99999'"),
         (DistributedConfig("auto", "host:1", 2, 1), "distributed.mode=manual"),
     ],
 )

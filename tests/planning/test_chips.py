@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import pytest
 
 from vero_jax.errors import UserError
@@ -42,5 +47,27 @@ def test_fake_devices_are_asked_for_before_jax_starts():
     prepare("cpu:8", environ)
     assert environ["XLA_FLAGS"].split() == ["--a=1", "--xla_force_host_platform_device_count=8"]
     assert environ["JAX_PLATFORMS"] == "cpu"
-    with pytest.raises(UserError, match="cpu:<number of devices>"):
-        prepare("cpu:many", environ)
+
+
+@pytest.mark.parametrize("text", ["cpu:many", "cpu:0", "cpu:", "cpu-8", "cpus", "cpu:²"])
+def test_fake_devices_have_one_spelling(text):
+    with pytest.raises(UserError, match=f"'{text}' must be cpu or cpu:<number of devices>"):
+        prepare(text, {})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_every_named_slice_can_be_compiled_for_and_libtpu_asks_for_nothing():
+    code = f"""
+from vero_jax.planning.chips import machine, prepare
+for name in {slice_names()}:
+    prepare(name)
+    print(name, len(machine(name).devices))
+"""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("TPU_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    for line in done.stdout.splitlines():
+        name, chips = line.split()
+        assert int(name.split("-")[1]) == int(chips) * (2 if "v5p" in name else 1)
+    assert len(done.stdout.splitlines()) == len(slice_names())

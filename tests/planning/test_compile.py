@@ -49,7 +49,8 @@ def test_every_program_of_a_run_is_reported(tiny):
     names = [program["name"].split(",")[0] for program in tiny["programs"]]
     assert names == ["reshard", "prefill", "decode", "update", "log-probabilities", "optimizer"]
     assert tiny["mesh"] == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
-    assert tiny["fits"] is None and tiny["memory"] is None
+    # Devices of the host share its memory.
+    assert tiny["fits"] is True and tiny["memory"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
     for program in tiny["programs"]:
         beside = program["arguments"] + program["outputs"] - program["reused"] + program["temporary"]
         assert program["peak"] >= beside > 0 and program["compile_s"] > 0 and program["error"] is None
@@ -71,7 +72,7 @@ def test_what_is_held_is_split_over_the_devices(tiny):
 
 def test_the_report_is_a_table_with_a_verdict():
     done = run(*TINY, "--topology", "cpu:8", "--only", "optimizer")
-    assert "held on each device" in done.stdout and "the memory of these devices is not known" in done.stdout
+    assert "held on each device" in done.stdout and "fits: peak" in done.stdout
     assert "compiling: optimizer" in done.stderr and "compiling: update" not in done.stderr
 
 
@@ -123,6 +124,7 @@ def test_ragged_products_are_counted_by_their_rows_and_on_several_devices_by_for
     ("words", "named"),
     [
         (("configs/mini.yaml", "--topology", "v9-8"), "there is no slice 'v9-8'"),
+        (("configs/mini.yaml", "--topology", "cpu-8"), "'cpu-8' must be cpu or cpu:<number of devices>"),
         (("configs/mini.yaml", "--topology", "cpu:2", "mesh.data=3"), "there are 2 devices"),
         (("configs/mini.yaml", "--topology", "cpu", "model.path=no/such-model"), "whose sizes are known"),
         (("configs/mini.yaml", "--topology", "cpu", "--only", "nothing"), "no program begins with 'nothing'"),
@@ -189,13 +191,12 @@ def test_the_verdict_is_that_of_the_worst_program():
     small = Measured("small", "sampling", 1, 1, 0, 1, 90.0, 1, 1, 0, False, None, 0.1)
     large = dataclasses.replace(small, name="large", peak=96.9)
 
-    def plan_of(*programs: Measured, memory: float | None = 100.0) -> Plan:
-        return Plan("a machine", "a policy", 1, {"data": 1}, memory, {}, 1, 1, list(programs))
+    def plan_of(*programs: Measured) -> Plan:
+        return Plan("a machine", "a policy", 1, {"data": 1}, 100.0, {}, 1, 1, list(programs))
 
     assert plan_of(small, large).fits is True and plan_of(small, large).peak == 96.9
     assert plan_of(small, dataclasses.replace(large, peak=97.1)).fits is False  # 3 % are kept free
     assert plan_of(dataclasses.replace(small, error="RESOURCE_EXHAUSTED")).fits is False
-    assert plan_of(large, memory=None).fits is None
     assert plan_of(small).to_json()["fits"] is True
     assert "does not fit: peak" in "\n".join(report(plan_of(dataclasses.replace(large, peak=99.0))))
 
@@ -209,8 +210,6 @@ def test_the_largest_that_fits_is_estimated_by_proportion():
     assert plan.estimate == {"row_length": int(1000 * 77 / 30), "concurrent_responses": int(8 * 57 / 20)}
     lines = "\n".join(report(plan))
     assert "actor.row_length=2566, rollout.concurrent_responses=22" in lines
-    unknown = dataclasses.replace(plan, memory=None)
-    assert unknown.estimate == {"row_length": None, "concurrent_responses": None}
     assert dataclasses.replace(plan, programs=[decode]).estimate["row_length"] is None
 
 

@@ -50,7 +50,7 @@ from vero_jax.planning.chips import Machine
 from vero_jax.planning.plan import held_bytes
 found = {}
 for row, (config, settings, count) in json.loads(sys.argv[1]).items():
-    machine = Machine("a stand-in", jax.devices()[:count], None)
+    machine = Machine("a stand-in", jax.devices()[:count], 0.0, None)
     found[row] = held_bytes(load_config([f"configs/{config}.yaml", *settings]), machine)
 print(json.dumps(found))
 """

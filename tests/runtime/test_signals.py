@@ -85,6 +85,6 @@ def test_second_signal_ends_at_once():
 
 
 def test_hint():
-    assert resume_hint("python -m vero_jax.train", 40) == (
-        "Saved at step 40. To go on, run the same command again: python -m vero_jax.train"
+    assert resume_hint(["python", "-m", "vero_jax.train", "data.source=my data.jsonl"], 40) == (
+        "Saved at step 40. To go on, run the same command again: python -m vero_jax.train 'data.source=my data.jsonl'"
     )

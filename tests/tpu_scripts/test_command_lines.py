@@ -48,7 +48,32 @@ def test_help_says_what_the_script_does_and_what_its_options_are(script):
     for option in " ".join(" ".join(pair) for pair in own).split():
         assert option in done.stdout
     assert "--dry-run" in done.stdout
+    assert "xit status" in done.stdout
     assert "set -euo" not in done.stdout
+
+
+@pytest.mark.parametrize("script", ["create", "gke"])
+def test_a_reader_that_leaves_the_help_early_is_no_mistake(script):
+    done = subprocess.run(
+        ["bash", "-c", f"'{SCRIPTS / script}.sh' --help | head -n 1"], text=True, capture_output=True, timeout=30
+    )
+    assert done.stdout.startswith(f"{script}.sh: ") and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "tool"), [*((script, "gcloud") for script in SLICE), ("gke", "kubectl"), ("xpk", "xpk")]
+)
+def test_a_tool_that_is_not_there_is_said_at_once(cloud, tmp_path, script, tool):
+    """A PATH with what any system has, and without the tool."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("bash", "env", "dirname", "basename", "sed", "grep", "mktemp", "rm", "cat", "tail", "tr", "date"):
+        (few / name).symlink_to(shutil.which(name))
+    words = ["--yes"] if script == "delete" else EXTRA.get(script, [])
+    done = cloud.run(script, *words, PATH=str(few), timeout=30)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: there is no {tool} on the PATH here")
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 @pytest.mark.parametrize("script", EVERY)
@@ -154,6 +179,8 @@ def test_missing_settings_are_named_in_one_sentence(cloud, script, needed):
         ("ACCELERATOR_TYPE", "v5p-16,v5p-8"),
         ("PYTHON_VERSION", "3"),
         ("POLL_S", "soon"),
+        ("POLL_S", ""),
+        ("MAX_ATTEMPTS", ""),
         ("MAX_ATTEMPTS", "0"),
         ("QUEUED", "yes"),
     ],

@@ -134,7 +134,7 @@ class QuestionStream(Generic[T]):
         self._draw = _Draw(order, prepared.examples(selection.split), transform)
         self._reader: _Reader | None = None
         self._next_step = start_step
-        self._waited = 0.0
+        self._waited, self._replaced = 0.0, 0
 
     def batch(self, step: int) -> list[T]:
         """The batch of a step (from 0), or this process's share where nothing gathers.
@@ -152,13 +152,17 @@ class QuestionStream(Generic[T]):
             drawn = self._gather(drawn)
         self._waited = time.perf_counter() - start
         self._next_step = step + 1
-        for item in drawn:
-            self.problems.update(reason for _, reason in item.problems)
+        reasons = [reason for item in drawn for _, reason in item.problems]
+        self.problems.update(reasons)
+        self._replaced = len(reasons)
         return [item.value for item in drawn]  # type: ignore[misc]
 
     def metrics(self) -> dict[str, float]:
-        """Of the latest batch the seconds that were waited for it; of all batches the rows that had to be replaced."""
-        return {"timing_s/data_wait": self._waited, "data/replaced": float(self.problems.total())}
+        """Of the latest batch: seconds that were waited for it, and rows that had to be replaced.
+
+        Not of all batches: a run that goes on from a checkpoint has not seen those before it.
+        """
+        return {"timing_s/data_wait": self._waited, "data/replaced": float(self._replaced)}
 
     def iterate(self, start_step: int = 0) -> Iterator[list[T]]:
         """Batches without end, from a step on."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import time
@@ -176,8 +177,10 @@ def _arguments(config: DistributedConfig, environ: Mapping[str, str]) -> dict[st
                 f"{config.coordinator!r}, {config.num_processes} and {config.process_id}"
             )
         host, _, port = config.coordinator.rpartition(":")
-        if not host or not port.isdigit():
-            raise UserError(f"distributed.coordinator must be host:port, not {config.coordinator!r}")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise UserError(
+                f"distributed.coordinator must be host:port, with a port from 1 to 65535, not {config.coordinator!r}"
+            )
         return dict(zip(("coordinator_address", "num_processes", "process_id"), given, strict=True)) | {
             "cluster_detection_method": "deactivate"
         }

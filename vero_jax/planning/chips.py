@@ -53,10 +53,16 @@ _CORES = {"v5e": 1, "v5p": 2, "v6e": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Devices to compile for, and the figures of each; None where nobody knows them (a CPU)."""
+    """Devices to compile for.
+
+    Attributes:
+      memory: bytes of each device that a program may use.
+      chip: the figures of each; None where nobody knows them (a CPU).
+    """
 
     name: str
     devices: list[Any]
+    memory: float
     chip: Chip | None
 
 
@@ -87,6 +93,21 @@ def topology_name(text: str) -> tuple[str, str]:
     )
 
 
+def _fake_devices(topology: str) -> int:
+    """How many devices of this machine a topology asks for: 8 for "cpu:8", 0 for a slice.
+
+    Raises:
+      UserError: it asks for them in another way.
+    """
+    text = topology.strip().lower()
+    if not text.startswith("cpu"):
+        return 0
+    found = re.fullmatch(r"cpu(?::([1-9][0-9]*))?", text)
+    if not found:
+        raise UserError(f"{topology!r} must be cpu or cpu:<number of devices>")
+    return int(found[1] or 1)
+
+
 def machine(topology: str | None) -> Machine:
     """The devices of a topology, or those of this machine for None. `cpu:N` is `prepare`d before jax starts.
 
@@ -95,11 +116,13 @@ def machine(topology: str | None) -> Machine:
     """
     import jax
 
-    if topology is None or topology.startswith("cpu"):
+    if topology is None or _fake_devices(topology):
+        from vero_jax.sampling.room import device_memory
+
         devices = jax.devices()
         kind = devices[0].device_kind
         chip = CHIPS.get(_KINDS.get(kind, "")) or next((c for c in CHIPS.values() if c.name in kind), None)
-        return Machine(f"{len(devices)} x {kind}", devices, chip)
+        return Machine(f"{len(devices)} x {kind}", devices, device_memory(devices), chip)
     kind, name = topology_name(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -108,12 +131,14 @@ def machine(topology: str | None) -> Machine:
         )
     from jax.experimental import topologies
 
+    # libtpu takes a host to have four chips, and the smallest slice has one.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
     try:
-        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **host).devices)
     except Exception as error:  # libtpu raises whatever its layers do
         reason = str(error).strip().split("\n")[0][:300]
         raise UserError(f"libtpu cannot compile for {name} ({reason})") from error
-    return Machine(f"{topology} ({len(devices)} chips)", devices, CHIPS[kind])
+    return Machine(f"{topology} ({len(devices)} chips)", devices, CHIPS[kind].memory, CHIPS[kind])
 
 
 def prepare(topology: str | None, environ: Any = os.environ) -> None:
@@ -124,15 +149,15 @@ def prepare(topology: str | None, environ: Any = os.environ) -> None:
     """
     if topology is None:
         return
-    if topology.startswith("cpu"):
-        count = topology.partition(":")[2] or "1"
-        if not count.isdigit() or int(count) < 1:
-            raise UserError(f"{topology!r} must be cpu or cpu:<number of devices>")
+    if count := _fake_devices(topology):
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", environ.get("XLA_FLAGS", ""))
         environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
     else:
         topology_name(topology)
-        environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+        # There is no metadata server to ask. What libtpu would like to hear from it changes no topology that is given,
+        # and without it it prints errors.
+        for name, value in (("SKIP_MDS_QUERY", "1"), ("ACCELERATOR_TYPE", "v5p-8"), ("WORKER_HOSTNAMES", "localhost")):
+            environ.setdefault(f"TPU_{name}", value)
     # Nothing runs: the devices of this machine, TPUs above all, are left to others.
     environ["JAX_PLATFORMS"] = "cpu"
     with contextlib.suppress(ImportError):

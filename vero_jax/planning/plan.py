@@ -75,8 +75,8 @@ class Plan:
     policy: str
     parameters: int
     mesh: dict[str, int]
-    memory: float | None
-    """Usable bytes of a device; None where nobody knows."""
+    memory: float
+    """Usable bytes of a device."""
     held: dict[str, float]
     """Bytes per device of what lives through a phase, by name."""
     row_length: int
@@ -88,16 +88,14 @@ class Plan:
         return max(program.peak for program in self.programs)
 
     @property
-    def fits(self) -> bool | None:
-        """None where the memory is not known."""
-        if any(program.error for program in self.programs):
-            return False
-        return None if self.memory is None else self.peak <= self.memory * (1 - RESERVED)
+    def fits(self) -> bool:
+        """Whether every program does, with what lies beside it."""
+        return not any(program.error for program in self.programs) and self.peak <= self.memory * (1 - RESERVED)
 
     @property
     def estimate(self) -> dict[str, int | None]:
         """About the largest rows and the most answers side by side that fit, by proportion: what a program adds to what
-        is held grows with its tokens. None where memory or program are not known; `compile --search` compiles them.
+        is held grows with its tokens. None where the program is not there; `compile --search` compiles them.
         """
         return {
             "row_length": self._scaled("update", self.row_length, ()),
@@ -106,7 +104,7 @@ class Plan:
 
     def _scaled(self, name: str, size: int, grow: tuple[str, ...]) -> int | None:
         program = next((one for one in self.programs if one.name.startswith(name) and not one.error), None)
-        if program is None or self.memory is None:
+        if program is None:
             return None
         growing = program.temporary + sum(self.held[one] for one in grow)
         room = self.memory * (1 - RESERVED) - (program.peak - growing)
@@ -172,7 +170,7 @@ def plan(config: Config, machine: Machine, say: Callable[[str], None], only: str
         config.model.path,
         model_def.num_params(),
         dict(mesh.shape),
-        None if machine.chip is None else machine.chip.memory,
+        machine.memory,
         sizes["sampling"] | sizes["learning"],
         config.actor.row_length,
         config.rollout.concurrent_responses,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -102,6 +103,6 @@ class StopRequest:
             os.write(sys.stderr.fileno(), f"\n{message}\n".encode())
 
 
-def resume_hint(command: str, step: int) -> str:
-    """The sentence printed after a clean stop."""
-    return f"Saved at step {step}. To go on, run the same command again: {command}"
+def resume_hint(words: Sequence[str], step: int) -> str:
+    """The sentence printed after a clean stop, with the words of the command as a shell takes them."""
+    return f"Saved at step {step}. To go on, run the same command again: {shlex.join(words)}"
