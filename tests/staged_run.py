@@ -12,6 +12,7 @@ from vero_jax import setup, train
 from vero_jax.learning.update import Learner
 from vero_jax.runtime.checkpoint import Checkpoints
 from vero_jax.runtime.record import Record
+from vero_jax.val_tasks import ValTasks
 
 
 def said(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,6 +29,7 @@ def said(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 if __name__ == "__main__":
     train.rollout = said("sampling", train.rollout)
     train.validate = said("validation", train.validate)
+    ValTasks.measure = said("benchmarks", ValTasks.measure)
     Learner.step = said("update", Learner.step)
     Checkpoints.save = said("save", Checkpoints.save)
     Checkpoints.restore_latest = said("restore", Checkpoints.restore_latest)

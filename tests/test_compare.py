@@ -89,7 +89,7 @@ def test_figures_are_those_of_the_benchmarks_aggregator(name, strict):
     found = difference(Paired(task, *sides, strict=strict), 10, seed=0)
     for value, side in ((found.a, sides[0]), (found.b, sides[1])):
         figure = task.aggregate([item for scores in side for item in scores], strict)["score"]
-        assert value == pytest.approx(figure * task.scale, abs=0.006)  # rounded to 4 digits at most
+        assert value == pytest.approx(task.published(figure), abs=0.006)  # rounded to 4 digits at most
 
 
 def median(scores, strict):
@@ -198,6 +198,18 @@ def test_overall_is_the_mean_of_rows_not_of_questions_or_categories(tmp_path):
     assert set(found.categories) == {"Chart & OCR", "Spatial & Action"}
 
 
+def test_a_folder_is_no_file_for_figures(tmp_path, capsys):
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --json {tmp_path} is a folder: give a file\n"
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    folders = [write_folder(tmp_path / name, {"chartqa": rows("chartqa", [1, 0])}) for name in "ab"]
+    assert main([*map(str, folders), "--draws", "10", "--json", str(tmp_path / "file" / "x.json")]) == 2
+    assert "cannot write" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
 def test_command_prints_an_aligned_table_and_json(tmp_path, capsys):
     a = {"chartqa": rows("chartqa", [0, 1, 0, 1] * 5), "erqa": rows("erqa", [1, 0] * 5)}
     b = {"chartqa": rows("chartqa", [1, 1, 0, 1] * 5), "erqa": rows("erqa", [1, 0] * 5)}
@@ -233,8 +245,9 @@ def test_other_questions_under_the_same_id_are_told(tmp_path):
 def test_settings_that_differ_are_told(tmp_path):
     tasks = {"chartqa": rows("chartqa", [1, 0])}
     judge = {"model": "Qwen3-32B", "base_url": "http://one:8000/v1"}
-    asked = {"chartqa": {"limit": 5, "data": "x"}, "erqa": {"limit": 5, "data": "x"}}
-    other = {"chartqa": {"limit": None, "data": "y"}}
+    first = {"limit": 5, "questions": ["chartqa-0"], "data": "x"}
+    asked = {"chartqa": first, "erqa": first}
+    other = {"chartqa": {**first, "limit": None, "data": "y"}}
     a = write_folder(tmp_path / "a", tasks, judge=judge, asked=asked)
     b = write_folder(tmp_path / "b", tasks, judge={**judge, "base_url": "http://two:8000/v1"}, asked=other)
     c = write_folder(tmp_path / "c", tasks, judge={**judge, "model": "Qwen3-8B"}, asked=asked, max_pixels=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -252,6 +253,67 @@ def test_answers_that_are_compared_with_others_reach_the_judge_together(policy, 
     assert again["tasks"]["mmifeval"]["questions"] == 1 and again["tasks"]["mmifeval"]["answers"] == 2
 
 
+def test_a_judge_that_can_see_is_shown_the_pictures_of_what_is_about_them(policy, data, tmp_path, endpoint):
+    write(benchmark("mia_bench"), data)
+    endpoint.otherwise = text("score of component 1: 6/6, score of component 2: 4/4, total score: 10/10")
+    tasks, output = "mia_bench,chartmuseum", tmp_path / "out"
+    endpoint.models = ["reads", "sees"]
+    reads, sees = judged_by(endpoint, model="reads"), judged_by(endpoint, model="sees")
+    both = plan(policy, data, output, tasks, judge=reads, vision_judge=sees)
+    results = run(both)
+    assert results["tasks"]["mia_bench"]["strict"] == 100.0
+    assert (results["judge"]["model"], results["vision_judge"]["model"]) == ("reads", "sees")
+    (row,) = ResultsFolder(output).rows("mia_bench")
+    (pair,) = row["judge"]
+    by_model = {body["model"]: body["messages"][0]["content"] for body in endpoint.bodies}  # the latest one of each
+    image, said = by_model["sees"]
+    assert said == {"type": "text", "text": pair["prompt"]} and said["text"].startswith(
+        "The picture that this is about"
+    )
+    shown = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert shown == (output / row["images"][0]).read_bytes()
+    assert by_model["reads"].startswith("You compare") and "picture that this is about" not in by_model["reads"]
+    # Replies are found again, also without their judges, and no judge takes the place of one that sees.
+    asked = len(endpoint.bodies)
+    for wanted in (both, plan(policy, data, output, tasks), plan(policy, data, output, tasks, judge=reads)):
+        assert run(wanted)["tasks"]["mia_bench"]["strict"] == 100.0
+    assert len(endpoint.bodies) == asked
+    # A picture that is gone is named, and the other judge's benchmarks are scored all the same.
+    (output / row["images"][0]).unlink()
+    (output / "vision_judgements.jsonl").unlink()
+    (output / "judgements.jsonl").unlink()
+    with pytest.raises(RunFailed, match=f"{row['images'][0]}.*vision judge"):
+        run(both)
+    tasks_then = ResultsFolder(output).results()["tasks"]
+    assert tasks_then["chartmuseum"]["unjudged"] == 1  # its reply says nothing about being equal
+    assert (tasks_then["mia_bench"]["strict"], tasks_then["mia_bench"]["unjudged"]) == (None, 1)
+    assert len(list(read_records(output / "judgements.jsonl"))) == 1
+
+
+def test_without_a_judge_that_sees_the_other_one_is_told_that_it_does_not(policy, data, tmp_path, endpoint):
+    write(benchmark("mia_bench"), data)
+    endpoint.otherwise = text("score of component 1: 6/6, score of component 2: 4/4, total score: 10/10")
+    run(plan(policy, data, tmp_path / "out", "mia_bench", judge=judged_by(endpoint)))
+    assert endpoint.bodies[-1]["messages"][0]["content"].startswith("You do not see the picture")
+    # One that sees alone judges what is about pictures, and nothing else.
+    seen = plan(policy, data, tmp_path / "seen", "mia_bench,chartmuseum", vision_judge=judged_by(endpoint))
+    results = run(seen)
+    assert results["tasks"]["mia_bench"]["strict"] == 100.0 and results["judge"] is None
+    assert results["tasks"]["chartmuseum"]["unjudged"] == 1
+    assert len(endpoint.bodies) == 4  # twice a first question and one answer
+
+
+def test_a_judge_that_thinks_can_be_given_more_tokens(policy, data, tmp_path, endpoint):
+    write(benchmark("mmvetv2"), data)
+    endpoint.otherwise = text("0.5")
+    for most, wanted in ((128, 128), (64, 128), (3_000, 3_000)):
+        output = tmp_path / f"out{most}"
+        run(plan(policy, data, output, "mmvetv2", judge=judged_by(endpoint, max_tokens=most)))
+        assert endpoint.bodies[-1]["max_tokens"] == wanted
+        results = run(plan(policy, data, output, "mmvetv2"))  # found again without it
+        assert results["tasks"]["mmvetv2"]["score"] == 50.0
+
+
 def test_a_judge_that_stops_answering_costs_no_answer(policy, data, tmp_path, endpoint):
     output = tmp_path / "out"
     write(benchmark("simplevqa_en"), data, ROWS["simplevqa_en"] * 30)
@@ -269,6 +331,21 @@ def test_a_judge_that_stops_answering_costs_no_answer(policy, data, tmp_path, en
     endpoint.otherwise = text('{"label": "正确"}')
     results = run(wanted)
     assert results["tasks"]["simplevqa_en"]["score"] == 100.0 and answers(output, "simplevqa_en") == before
+
+
+def test_requests_without_a_reply_are_told_and_asked_again(policy, data, tmp_path, endpoint):
+    write(benchmark("simplevqa_en"), data, [ROWS["simplevqa_en"][0] | {"question": f"Who {k}?"} for k in range(4)])
+    good = text('{"label": "正确"}')
+    endpoint.otherwise = lambda handler, body: (refuses(500) if "Who 2?" in body["messages"][0]["content"] else good)(
+        handler, body
+    )
+    wanted = plan(policy, data, tmp_path / "out", "simplevqa_en", judge=judged_by(endpoint, max_retries=0))
+    said: list[str] = []
+    with pytest.raises(RunFailed, match=r"no reply to 1 requests \(1 x HTTP 500\).*asked again.*is scored in"):
+        evaluate(wanted, say=said.append)
+    assert "1 unjudged" in said[-1] and "100.0" in said[-1]  # the figures are printed all the same
+    endpoint.otherwise = good
+    assert run(wanted)["tasks"]["simplevqa_en"]["unjudged"] == 0
 
 
 def test_a_judge_that_cannot_be_used_is_found_out_before_the_first_answer(policy, data, tmp_path):
@@ -295,6 +372,64 @@ def test_what_cannot_be_asked_is_counted_by_reason(policy, tmp_path):
     before = file.read_bytes()
     run(plan(policy, tmp_path / "data", output))
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {},
+        {"prompt": "x", "images": [], "row": {}, "responses": []},
+        {"prompt": "x", "images": [], "row": [1], "responses": "text"},
+        {"missing": 3},
+    ],
+)
+def test_a_damaged_answer_is_asked_again(policy, data, tmp_path, damaged):
+    output = tmp_path / "out"
+    results, kept = run(plan(policy, data, output)), answers(output)
+    file = ResultsFolder(output).answers_file("chartqa")
+    lines = file.read_text().splitlines()
+    lines[2] = json.dumps({"key": json.loads(lines[2])["key"], **damaged})
+    file.write_text("\n".join(lines) + "\n")
+    again = run(plan(policy, data, output))
+    assert again["tasks"] == results["tasks"] and answers(output) == kept
+    assert file.read_text().count("\n") == QUESTIONS + 1  # one line more, behind the damaged one
+
+
+def test_a_task_that_is_not_whole_any_more_has_no_rows(policy, data, tmp_path):
+    output = tmp_path / "out"
+    run(plan(policy, data, output, limit=2))
+    folder = ResultsFolder(output)
+    settings = folder.settings()
+    settings["asked"]["chartqa"]["questions"] = [f"chartqa-{number}" for number in range(QUESTIONS)]
+    folder.write_settings(settings)  # as a kill leaves it that came before all answers
+    results = run(plan(policy, data, output, "screenspot"))
+    assert results["tasks"]["chartqa"]["reason"] == "only 2 of 5 questions are answered so far"
+    assert folder.tasks() == ["screenspot"]
+
+
+def test_results_may_lie_in_the_checkpoints_folder(policy, data, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(policy, checkpoint)
+    wanted = plan(checkpoint, data, checkpoint / "results", limit=2)
+    assert run(wanted)["tasks"] == run(wanted)["tasks"]
+    # Where the checkpoint lies in the results' folder its weights still count.
+    results = tmp_path / "results"
+    inner = results / "checkpoint"
+    shutil.copytree(policy, inner)
+    run(plan(inner, data, results, limit=2))
+    (inner / "more.safetensors").write_bytes(b"weights")
+    with pytest.raises(UserError, match="weights that have changed since"):
+        run(plan(inner, data, results, limit=2))
+
+
+@pytest.mark.parametrize("asked", [[1], {"chartqa": {}}, {"chartqa": {"questions": [1]}}])
+def test_settings_that_were_spoilt_are_one_sentence(policy, data, tmp_path, asked):
+    output = tmp_path / "out"
+    run(plan(policy, data, output, limit=1))
+    folder = ResultsFolder(output)
+    folder.write_settings(folder.settings() | {"asked": asked})
+    with pytest.raises(UserError, match=r"settings\.json does not hold what was asked"):
+        run(plan(policy, data, output, limit=1))
 
 
 def test_answers_of_other_settings_are_not_mixed(policy, data, tmp_path):
@@ -340,16 +475,29 @@ def test_pictures_can_be_kept_for_failures_only(policy, data, tmp_path):
         (["POLICY", "--limit", "0"], "--limit 0 must be at least 1"),
         (["POLICY", "--samples", "0"], "--samples 0 must be at least 1"),
         (["POLICY", "--max-new-tokens", "0"], "--max-new-tokens 0 must be at least 1"),
+        (["POLICY", "--lanes", "0"], "--lanes 0 must be at least 1"),
+        (["POLICY", "--max-pixels", "1"], "--max-pixels"),
+        (["POLICY", "--tasks", ","], "--tasks names no benchmark"),
+        (["POLICY", "--data", "EMPTY"], "nothing to evaluate: chartqa: no data: "),
+        (["POLICY", "--data", "EMPTY", "--tasks", "stem"], "(and 3 more); correct --data"),
+        (["POLICY", "--output", "FILE"], "give another --output"),
         (["POLICY", "--context", "1"], "--context 1 leaves no room"),
         (["POLICY", "--tensor", "3"], "cannot be split over 3 of 8 devices"),
         (["POLICY", "--judge-base-url", "nonsense"], "--judge-base-url"),
+        (["POLICY", "--vision-judge-base-url", "nonsense"], "--vision-judge-base-url"),
+        (
+            ["POLICY", "--vision-judge-base-url", "http://127.0.0.1:8000/v1", "--pictures", "none"],
+            "a vision judge needs --pictures all",
+        ),
         (["DATA"], "is no checkpoint"),
         (["POLICY", "--data", "/no/data"], "there is no folder /no/data of data sets"),
     ],
 )
 def test_mistakes_are_one_sentence(policy, data, tmp_path, arguments, message, capsys):
-    places = {"POLICY": str(policy), "DATA": str(data)}
-    words = [places.get(word, word) for word in arguments]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    places = {"POLICY": policy, "DATA": data, "EMPTY": tmp_path / "empty", "FILE": tmp_path / "file"}
+    words = [str(places.get(word, word)) for word in arguments]
     usual = {"--data": str(data), "--output": str(tmp_path / "out"), "--max-new-tokens": "8", "--context": "512"}
     usual["--tasks"] = "chartqa"
     given = [word for option, value in usual.items() if option not in words for word in (option, value)]
@@ -366,7 +514,7 @@ def test_what_cannot_be_downloaded_is_not_run_and_says_why(policy, data, tmp_pat
     assert results["tasks"]["chartqa"]["questions"] == QUESTIONS  # what is there already serves
 
 
-def test_an_exported_run_is_evaluated_and_one_without_export_says_how(policy, data, tmp_path):
+def test_an_exported_run_is_evaluated(policy, data, tmp_path):
     trained = tmp_path / "run"
     trained.mkdir()
     (trained / "config.yaml").write_text("seed: 1\n")
@@ -474,16 +622,24 @@ def test_our_own_server_can_be_the_judge(policy, data, tmp_path, repo):
         assert server.stdout is not None
         url = next(line.split()[1] for line in server.stdout if line.startswith("ready: "))
         judge = JudgeConfig(
-            base_url=url, json_mode="off", sleep="never", top_k=20, presence_penalty=0.0, frequency_penalty=0.0
+            base_url=url,
+            max_tokens=128,
+            json_mode="off",
+            sleep="never",
+            top_k=20,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
         )
         output = tmp_path / "out"
         write(benchmark("mmvetv2"), data)  # its judge has 128 tokens, which a policy of random weights always uses up
-        results = run(plan(policy, data, output, "mmvetv2", judge=judge))
+        write(benchmark("mia_bench"), data)
+        results = run(plan(policy, data, output, "mmvetv2,mia_bench", judge=judge, vision_judge=judge))
         # A judge with random weights says nothing that can be read, but it says it.
         assert results["judge"]["model"] == policy.name
-        (row,) = ResultsFolder(output).rows("mmvetv2")
-        assert [type(pair["reply"]) for pair in row["judge"]] == [str]
-        assert results["tasks"]["mmvetv2"]["unjudged"] == 1
+        for name in ("mmvetv2", "mia_bench"):  # MIA-Bench's picture goes with the request
+            (row,) = ResultsFolder(output).rows(name)
+            assert [type(pair["reply"]) for pair in row["judge"]] == [str]
+            assert results["tasks"][name]["unjudged"] == 1
     finally:
         server.terminate()
         server.wait(timeout=60)
@@ -506,14 +662,16 @@ def test_a_plan_is_what_the_options_say(policy, data, tmp_path, monkeypatch):
         "50",
         "--variant",
         "reasoning",
-        "--pictures",
-        "none",
+        "--seed",
+        "3",
     ]
     judge = ["--judge-base-url", "http://127.0.0.1:8000/v1", "--judge-model", "m", "--judge-concurrency", "3"]
+    judge += ["--judge-max-tokens", "700"]
+    judge += ["--vision-judge-base-url", "http://127.0.0.1:8001/v1", "--vision-judge-model", "v"]
     assert main([str(policy), *words, *judge, "--lanes", "16"]) == 0
-    expected = Plan(
-        str(policy), tasks=("stem,chartqa",), samples=5, limit=50, variant="reasoning", pictures="none", lanes=16
-    )
-    assert dataclasses.replace(seen[0], judge=None) == expected
+    expected = Plan(str(policy), tasks=("stem,chartqa",), samples=5, limit=50, variant="reasoning", seed=3, lanes=16)
+    assert dataclasses.replace(seen[0], judge=None, vision_judge=None) == expected
     assert seen[0].judge is not None and seen[0].judge.model == "m" and seen[0].judge.concurrency == 3
     assert seen[0].judge.json_mode == "off" and "enable_thinking" in seen[0].judge.extra_body
+    assert seen[0].judge.max_tokens == 700
+    assert seen[0].vision_judge == dataclasses.replace(seen[0].judge, base_url="http://127.0.0.1:8001/v1", model="v")

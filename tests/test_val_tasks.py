@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ import pytest
 
 from tests.evaluation.data_sets import ROWS, picture, stored, write
 from tests.rewards.judge_endpoint import Endpoint, endpoint, refuses, reward_config, text  # noqa: F401
-from tests.test_train import metrics, numbers, train
+from tests.test_train import TINY, metrics, numbers, train
+from tests.test_train_killed import started, stream
 from tests.test_train_pods import Pod
 from vero_jax.config import BuildConfig, Config, SamplingConfig
 from vero_jax.config_loader import load_config
@@ -138,7 +140,7 @@ def test_answers_are_drawn_as_the_variant_says_which_goes_by_the_family(processo
 def test_an_answer_is_no_longer_than_the_variant_and_the_run_allow(processor, tmp_path):
     for name in ("chartqa", "mathvision_test"):
         write(benchmark(name), tmp_path / "data")
-    for most, expected in ((24, {24}), (2000, {2000, 1024})):
+    for most, expected in ((24, {24, 16}), (2000, {2000, 16})):
         engine = Engine()
         words = [f"rollout.max_response_length={most}", "reward.overlong_buffer=0"]
         trainer = {"val_tasks_variant": "qwen25_zs"}
@@ -482,3 +484,36 @@ def test_two_processes_ask_the_same_questions_and_get_the_same_answers_as_one(re
         assert len(two.splitlines()) == 8
     left, right = (metrics(run, "validation")[0] for run in runs.values())
     assert left["val/chartqa/score"] == right["val/chartqa/score"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_run_that_ends_while_benchmarks_are_asked_asks_them_again(undisturbed, cache, tmp_path, how):
+    run, settings, expected = tmp_path / "run", undisturbed.settings, undisturbed.run
+    with started(run, cache, *settings) as process:
+        assert process.wait_for("@begin benchmarks", 2), process.lines[-20:]
+        process.process.send_signal(how)
+        code = process.process.wait(120)
+    said = [line for _, line in process.lines]
+    assert said.count("@begin benchmarks") == 2 and said.count("@end benchmarks") == 1
+    assert code == (-how if how is signal.SIGKILL else 128 + how), said[-20:]
+    assert not (run / "validation" / "step_000001_chartqa.jsonl").exists()
+    with started(run, cache, *settings) as process:
+        assert process.process.wait(800) == 0, process.lines[-20:]
+    assert stream(run) == stream(expected)
+    for name in ("before", "step_000001", "final"):
+        one, other = (folder / "validation" / f"{name}_chartqa.jsonl" for folder in (run, expected))
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache, tmp_path_factory) -> SimpleNamespace:
+    """A run with 60 questions at each validation, and its settings."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    rows = [CHART | {"question": f"How many bars are taller than {number}?"} for number in range(60)]
+    write(benchmark("chartqa"), root / "data", rows)
+    settings = (*TINY, *SHORT, *FITTING, "trainer.val_tasks=chartqa", f"trainer.val_tasks_dir={root / 'data'}",
+                "trainer.val_tasks_limit=0", "trainer.val_batch=4", "trainer.log_with=")  # fmt: skip
+    with started(root / "run", cache, *settings) as process:
+        assert process.process.wait(800) == 0, process.lines[-20:]
+    return SimpleNamespace(run=root / "run", settings=settings)

@@ -22,27 +22,43 @@ from vero_jax.config import JudgeConfig
 from vero_jax.errors import UserError, friendly
 from vero_jax.evaluation.behaviours.behaviour import Behaviour
 from vero_jax.evaluation.behaviours.catalogue import BEHAVIOURS
-from vero_jax.evaluation.behaviours.heatmap import draw_behaviours, draw_overview
-from vero_jax.evaluation.behaviours.judge import UNREADABLE, BehaviourJudge, parse_record, probe
+from vero_jax.evaluation.behaviours.heatmap import by_prevalence, draw_behaviours, draw_overview, draw_training
+from vero_jax.evaluation.behaviours.judge import UNREADABLE, BehaviourJudge, parse_record, probe, reasoning
 from vero_jax.evaluation.behaviours.lengths import ALL, Lengths, lengths
-from vero_jax.evaluation.behaviours.questions import MAX_TRACE
-from vero_jax.evaluation.behaviours.rates import SEED, Rate, chosen, rate_of
+from vero_jax.evaluation.behaviours.protocol import JUDGE, MAX_TOKENS, MAX_TRACE, SEED, TEMPERATURE, deviations
+from vero_jax.evaluation.behaviours.rates import Rate, Taken, chosen, rate_of, taken
 from vero_jax.evaluation.behaviours.traces import Input, Trace, domains_of, read_input
-from vero_jax.evaluation.behaviours.writing import length_csv, length_lines, rate_csv, rate_entry, rate_lines
-from vero_jax.evaluation.judges import PREFIX
+from vero_jax.evaluation.behaviours.writing import (
+    length_csv,
+    length_lines,
+    rate_csv,
+    rate_entry,
+    rate_lines,
+    taken_lines,
+)
+from vero_jax.evaluation.judge_options import PREFIX
 from vero_jax.rewards.asking import add_server_arguments, collect, server_config
 from vero_jax.rewards.judge_server import JudgeServer, Wording
 from vero_jax.rewards.replies import ReplyFile
 from vero_jax.runtime.files import atomic_write
 
 DEFAULTS = JudgeConfig(
-    base_url="", temperature=0.0, top_p=1.0, top_k=-1, max_tokens=2048, timeout_s=300.0, concurrency=32
+    base_url="",
+    temperature=TEMPERATURE,
+    top_p=1.0,
+    top_k=-1,
+    max_tokens=MAX_TOKENS,
+    timeout_s=300.0,
+    concurrency=32,
 )
 """Greedy, as in the paper."""
 WORDING = Wording(setting="--judge-{}", settings="the --judge-... options", without=", or leave it out")
 FORMAT = 1
 REPLIES = "replies.jsonl"
-RATES, OVERVIEW, BY_TRAINING = "behaviours.csv", "behaviours.png", "behaviours_by_training.png"
+RATES, OVERVIEW = "behaviours.csv", "behaviours.png"
+OF_SEVERAL = ("behaviours_overall.png", "behaviours_by_training.png")
+"""Pictures that compare inputs."""
+LEAST_CHARACTERS = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +69,9 @@ class Judged:
     rates: list[Rate]
     unreadable: int
     no_reply: int
+    taken: list[Taken]
+    deviations: list[str]
+    """From the paper's protocol."""
 
 
 @friendly
@@ -61,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.per_domain is not None and arguments.per_domain < 1:
         raise UserError(f"--per-domain must be 1 or more, not {arguments.per_domain}")
+    if arguments.trace_characters < LEAST_CHARACTERS:
+        raise UserError(f"--trace-characters must be {LEAST_CHARACTERS:,} or more, not {arguments.trace_characters}")
     config = server_config(arguments, PREFIX, WORDING) if arguments.judge_base_url else None
     _make(arguments.output)
     inputs = named_inputs(arguments.inputs, arguments.trained_on)
@@ -71,9 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(length_lines(found)))
     judged = None
     if config is not None:
-        judged = judge_inputs(inputs, domains, config, arguments.per_domain, arguments.output / REPLIES)
+        judged = judge_inputs(
+            inputs, domains, config, arguments.per_domain, arguments.trace_characters, arguments.output / REPLIES
+        )
         _show(judged, inputs, domains, arguments.output)
-    _write(arguments.output, inputs, found, judged, config, arguments.per_domain)
+    _write(arguments.output, inputs, found, judged, config, arguments.per_domain, arguments.trace_characters)
     print(f"\nwritten: {arguments.output}")
     if judged is not None and judged.no_reply:
         print(f"{judged.no_reply:,} questions have no reply; the same command asks them again")
@@ -100,13 +123,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, default=Path("analysis"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument(
-        "--per-domain", type=int, metavar="N", help="judge at most N answers of each domain and input; default: all"
+        "--per-domain",
+        type=int,
+        metavar="N",
+        help="judge at most N answers of each domain and input, evenly over its benchmarks; default: as many of each "
+        "benchmark as the smallest one of its domain has",
+    )
+    parser.add_argument(
+        "--trace-characters",
+        type=int,
+        default=MAX_TRACE,
+        metavar="N",
+        help="show the judge both ends of a longer trace, N characters; for servers with a short context; "
+        "default: %(default)s",
     )
     parser.add_argument(
         "--judge-url",
         dest="judge_base_url",
         metavar="URL",
-        help="asks this judge for behaviours; the same as --judge-base-url",
+        help=f"asks this judge for behaviours, in the paper {JUDGE}; the same as --judge-base-url",
     )
     add_server_arguments(parser, DEFAULTS, PREFIX)
     parser.set_defaults(judge_extra_body=DEFAULTS.extra_body)  # no thinking
@@ -156,11 +191,18 @@ def named_inputs(words: Sequence[str], trained_on: Sequence[str]) -> list[Input]
 
 
 def judge_inputs(
-    inputs: Sequence[Input], domains: Sequence[str], config: JudgeConfig, per_domain: int | None, place: Path
+    inputs: Sequence[Input],
+    domains: Sequence[str],
+    config: JudgeConfig,
+    per_domain: int | None,
+    trace_characters: int,
+    place: Path,
 ) -> Judged:
     """Asks what was not asked yet, and counts.
 
     Args:
+      per_domain: at most this many answers of each domain and input, as `chosen` has it.
+      trace_characters: that the judge sees of an answer.
       place: of the file of replies.
 
     Raises:
@@ -170,7 +212,9 @@ def judge_inputs(
     traces = [trace for one in picked.values() for trace in one]
     with ReplyFile(place, parse_record) as replies:
         server = JudgeServer(config, print, WORDING)
-        judge = BehaviourJudge(server, replies)
+        judge = BehaviourJudge(server, replies, trace_characters)
+        counts = [row for one in inputs for row in taken(one, picked[one.trained_on])]
+        print("\n".join(taken_lines(counts)))
         print(f"\n{len(traces):,} answers x {len(BEHAVIOURS)} behaviours; {len(replies):,} replies in {place}")
         # Whether all is known already can be told without the server only where the model's name is given.
         if not config.model or next(judge.missing(traces), None) is not None:
@@ -180,10 +224,17 @@ def judge_inputs(
             print(f"{outcome.asked:,} questions answered")
             for reason, count in outcome.failures.most_common(3):
                 print(f"{count:,} questions without a reply: {reason}")
-        return _count(judge, picked, domains, server.model)
+        rates, unreadable, no_reply = _count(judge, picked, domains)
+        fewer = any(len(picked[one.trained_on]) < len(chosen(one, None)) for one in inputs)
+        shortened = sum(len(reasoning(trace)) > trace_characters for trace in traces)
+        differences = deviations(inputs, config, server.model, fewer, shortened, trace_characters)
+        return Judged(server.model, rates, unreadable, no_reply, counts, differences)
 
 
-def _count(judge: BehaviourJudge, picked: dict[str, list[Trace]], domains: Sequence[str], model: str) -> Judged:
+def _count(
+    judge: BehaviourJudge, picked: dict[str, list[Trace]], domains: Sequence[str]
+) -> tuple[list[Rate], int, int]:
+    """The rates, and how many replies could not be read or are not there."""
     rates: list[Rate] = []
     seen: Counter[int | None] = Counter()
     for trained_on, traces in picked.items():
@@ -200,7 +251,7 @@ def _count(judge: BehaviourJudge, picked: dict[str, list[Trace]], domains: Seque
             f"none of the judge's {seen[UNREADABLE]:,} replies could be read, and {seen[None]:,} questions have none: "
             'it must reply with {"explanation": "...", "present": 0 or 1}; look into the file of replies'
         )
-    return Judged(model, rates, seen[UNREADABLE], seen[None])
+    return rates, seen[UNREADABLE], seen[None]
 
 
 def _rate(trained_on: str, domain: str, behaviour: Behaviour, said: Sequence[int | None]) -> Rate:
@@ -221,9 +272,13 @@ def _show(judged: Judged, inputs: Sequence[Input], domains: Sequence[str], outpu
     print("\n".join(rate_lines(cells, policies, columns, names)))
     if judged.unreadable:
         print(f"\n{judged.unreadable:,} replies could not be read: unjudged, in no rate")
+    if judged.deviations:
+        print(f"\nnot as in the Vero paper: {'; '.join(judged.deviations)}")
+    names = by_prevalence(cells, policies, names)
     draw_overview(cells, policies, columns, names, output / OVERVIEW)
     if len(inputs) > 1:
-        draw_behaviours(cells, policies, columns, names, output / BY_TRAINING)
+        draw_training(cells, policies, names, output / OF_SEVERAL[0])
+        draw_behaviours(cells, policies, columns, names, output / OF_SEVERAL[1])
 
 
 def _write(
@@ -233,6 +288,7 @@ def _write(
     judged: Judged | None,
     config: JudgeConfig | None,
     per_domain: int | None,
+    trace_characters: int,
 ) -> None:
     entry: dict[str, Any] = {
         "format": FORMAT,
@@ -258,13 +314,15 @@ def _write(
             "max_tokens": config.max_tokens,
             "seed": SEED,
             "per_domain": per_domain,
-            "characters_of_a_trace": MAX_TRACE,
+            "characters_of_a_trace": trace_characters,
+            "not_as_in_the_paper": judged.deviations,
+            "answers": [dataclasses.asdict(one) for one in judged.taken],
             "unreadable": judged.unreadable,
             "no_reply": judged.no_reply,
         }
         entry["behaviours"] = [rate_entry(one) for one in judged.rates]
         atomic_write(output / RATES, rate_csv(judged.rates))
-    for name in (RATES, OVERVIEW, BY_TRAINING) if judged is None else (BY_TRAINING,) * (len(inputs) == 1):
+    for name in (RATES, OVERVIEW, *OF_SEVERAL) if judged is None else OF_SEVERAL if len(inputs) == 1 else ():
         (output / name).unlink(missing_ok=True)  # of an earlier analysis of something else
     atomic_write(output / "lengths.csv", length_csv(found))
     atomic_write(output / "analysis.json", json.dumps(entry, ensure_ascii=False, indent=1) + "\n")

@@ -74,14 +74,15 @@ def answer_all(
       most_tokens: most tokens of an answer, where the variant allows more.
       answered: told of each record that was written: the benchmark, the question's id, the record.
     """
-    sampling = sampling_of(variant)
-    limits = {each.benchmark.name: min(most_tokens, variant.tokens(each.benchmark.kind)) for each in work}
+    names = [each.benchmark.name for each in work]
+    samplings = {name: sampling_of(variant, name) for name in names}
+    limits = {name: min(most_tokens, variant.tokens(name)) for name in names}
     session = engine.session(
         params,
         n=samples,
         max_new_tokens=max(limits.values()),
-        truncated=sampling.truncates,
-        penalties=sampling.has_penalties,
+        truncated=any(sampling.truncates for sampling in samplings.values()),
+        penalties=any(sampling.has_penalties for sampling in samplings.values()),
         resend=True,
     )
 
@@ -98,9 +99,10 @@ def answer_all(
                     progress.step()
                     continue
                 question, prompt = item
-                limit = min(limits[each.benchmark.name], context - len(prompt.token_ids))
+                name = each.benchmark.name
+                limit = min(limits[name], context - len(prompt.token_ids))
                 keys = sample_keys([prompt], samples, seed, 0)[0]
-                yield _Asked(each, question), Request(prompt, keys, sampling, np.full(samples, limit, np.int32))
+                yield _Asked(each, question), Request(prompt, keys, samplings[name], np.full(samples, limit, np.int32))
 
     # As many as the lanes take, and as many again that wait.
     ahead = max(2, 2 * engine.rollout.concurrent_responses // samples)
@@ -154,7 +156,7 @@ def _responses(group: Group) -> list[dict[str, Any]]:
     ]
 
 
-def check_sizes(samples: int, most_tokens: int, context: int, limit: int | None) -> None:
+def check_sizes(samples: int, most_tokens: int, context: int, limit: int | None, lanes: int | None) -> None:
     """Refuses sizes that make no sense.
 
     Raises:
@@ -162,6 +164,7 @@ def check_sizes(samples: int, most_tokens: int, context: int, limit: int | None)
     """
     if context < 2:
         raise UserError(f"--context {context} leaves no room for a question and an answer")
-    for name, value in (("--samples", samples), ("--max-new-tokens", most_tokens), ("--limit", limit)):
+    sizes = (("--samples", samples), ("--max-new-tokens", most_tokens), ("--limit", limit), ("--lanes", lanes))
+    for name, value in sizes:
         if value is not None and value < 1:
             raise UserError(f"{name} {value} must be at least 1")

@@ -32,7 +32,7 @@ from vero_jax.evaluation.registry import all_benchmarks, table_rows
 from vero_jax.evaluation.score import Score
 from vero_jax.runtime.files import atomic_write
 
-_ALIKE = ("variant", "limit", "max_new_tokens", "context", "max_pixels", "system", "judge")
+_ALIKE = ("variant", "limit", "max_new_tokens", "context", "max_pixels", "system", "judge", "vision_judge")
 """Settings whose difference is no difference between checkpoints."""
 
 
@@ -316,6 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="compare the strict figures, not the reference's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     options = parser.parse_args(arguments)
+    if options.json and options.json.is_dir():
+        raise UserError(f"--json {options.json} is a folder: give a file")
     if options.seed < 0:
         raise UserError(f"--seed must be 0 or more, not {options.seed}")
     found = compare(options.a, options.b, draws=options.draws, seed=options.seed, strict=options.strict)

@@ -21,8 +21,6 @@ import grain
 import jax
 
 from vero_jax.answering import Work, answer_all, check_sizes
-from vero_jax.checkpoints.hub import resolve_checkpoint
-from vero_jax.checkpoints.saved_params import run_checkpoints
 from vero_jax.config import DataConfig, JudgeConfig
 from vero_jax.data.processor import Processor
 from vero_jax.data.prompts import system_prompt
@@ -33,16 +31,15 @@ from vero_jax.evaluation.agreement import agreed, checkpoint_fingerprint, data_f
 from vero_jax.evaluation.benchmark import Benchmark
 from vero_jax.evaluation.download import download
 from vero_jax.evaluation.folder import ResultsFolder
-from vero_jax.evaluation.judges import JudgeDesk
+from vero_jax.evaluation.judge_options import add_judge_arguments, judge_configs
+from vero_jax.evaluation.judges import Judges
 from vero_jax.evaluation.loaders import QuestionSource
 from vero_jax.evaluation.registry import benchmark as benchmark_of
 from vero_jax.evaluation.registry import select
 from vero_jax.evaluation.report import write_report
 from vero_jax.evaluation.rows import MissingData, open_rows
 from vero_jax.evaluation.variants import CONTEXT, SAMPLES, SEED, VARIANTS, Variant, usual_variant, variant
-from vero_jax.generate import open_engine, policy_model, policy_parts
-from vero_jax.rewards.asking import add_server_arguments, server_config
-from vero_jax.rewards.replies import ReplyFile, read_records
+from vero_jax.generate import open_engine, policy_folder, policy_model, policy_parts
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
 from vero_jax.runtime.progress import Progress
 from vero_jax.runtime.signals import Interrupted, StopRequest
@@ -80,6 +77,8 @@ class Plan:
     """Which questions' pictures are kept beside the results."""
     download: bool = False
     judge: JudgeConfig | None = None
+    vision_judge: JudgeConfig | None = None
+    """Instead of `judge` for the benchmarks that are about what one sees; it is shown their pictures."""
 
 
 def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -94,14 +93,18 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     """
     begun = time.monotonic()
     stop = stop or StopRequest()
-    checkpoint, adapter = policy_parts(_policy_folder(plan.checkpoint))
+    checkpoint, adapter = policy_parts(policy_folder(plan.checkpoint))
     model_type = str(read_json(checkpoint / "config.json").get("model_type", ""))
     setting = variant(plan.variant or usual_variant(model_type))
     allowed = setting.max_new_tokens if plan.max_new_tokens is None else plan.max_new_tokens
     most_tokens = min(allowed, plan.context - 1)
-    check_sizes(plan.samples, most_tokens, plan.context, plan.limit)
+    if plan.vision_judge and plan.pictures != "all":
+        raise UserError(f"a vision judge needs --pictures all, not {plan.pictures}: it may be asked again")
+    check_sizes(plan.samples, most_tokens, plan.context, plan.limit, plan.lanes)
     wanted = select(plan.tasks)
-    folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).name}-{setting.name}")
+    if not wanted:
+        raise UserError("--tasks names no benchmark: name some, or leave it out for all of them")
+    folder = ResultsFolder(plan.output or f"evaluations/{Path(plan.checkpoint).absolute().name}-{setting.name}")
     say(f"{plan.checkpoint}, variant {setting.name}: {', '.join(plan.tasks)}, results in {folder.path}")
     reasons = download(wanted, Path(plan.data).expanduser(), say) if plan.download else {}
     if not (plan.download or folder.settings_file.exists() or Path(plan.data).expanduser().is_dir()):
@@ -109,24 +112,35 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
 
     with contextlib.ExitStack() as stack:
         asked, todo = _open_tasks(wanted, plan, setting, folder, reasons, stack)
-        settings = agreed(folder, _settings(plan, setting, checkpoint_fingerprint(checkpoint, adapter)), asked)
-        desk = _open_desk(plan, folder, settings, say, stack)
-        asking = None if plan.judge is None else desk  # without a judge, what one has said before still counts
+        if not asked and not folder.settings_file.exists():
+            others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            name, reason = next(iter(reasons.items()))
+            advice = "" if plan.download else "; correct --data, or use --download"
+            raise UserError(f"nothing to evaluate: {name}: {reason}{others}{advice}")
+        fingerprint = checkpoint_fingerprint(checkpoint, adapter, without=folder.path)
+        settings = agreed(folder, _settings(plan, setting, fingerprint), asked)
+        given = {judges.TEXT: plan.judge, judges.VISION: plan.vision_judge}
+        # What judges that are not given have said before still counts.
+        desks = Judges.open(given, settings, folder, say, stack)
         judged = [name for name in settings["asked"] if benchmark_of(name).judge is not None]
-        if judged and desk is None:
-            say(f"no judge: {', '.join(judged)} will not be scored; --judge-base-url names a judge's server")
+        alone = [name for name in judged if desks.of(benchmark_of(name)) is None]
+        if alone:
+            say(f"no judge: {', '.join(alone)} will not be scored; --judge-base-url names a judge's server")
         folder.write_settings(settings)
         if todo:
-            if asking is not None and any(work.benchmark.judge for work in todo):
-                asking.start()  # a judge that cannot be used is found out before hours of answers
-            _answer(plan, setting, checkpoint, adapter, todo, folder, asking, most_tokens, stop)
-        problem = None
-        if asking is not None and plan.judge is not None:
-            problem = _judge(judged, settings, setting, folder, asking, stop)
-            if asking.model:
-                settings["judge"] = judges.described(plan.judge, asking.model)
-                folder.write_settings(settings)
-        outcomes = [_scored(name, settings, setting, folder, desk, stop) for name in settings["asked"]]
+            # A judge that cannot be used is found out before hours of answers.
+            desks.start(work.benchmark for work in todo)
+            _answer(plan, setting, checkpoint, adapter, todo, folder, desks, most_tokens, stop)
+        answers = (
+            (benchmark_of(name), item.answer, item.record, item.id)
+            for name in judged
+            if desks.asked_about(benchmark_of(name)) is not None
+            for item in outcome.items(benchmark_of(name), _records(folder, name, settings), setting)
+        )
+        problem = desks.ask(answers, stop.check)
+        settings |= desks.described()
+        folder.write_settings(settings)
+        outcomes = [_scored(name, settings, setting, folder, desks, stop) for name in settings["asked"]]
     missing = {name: reason for name, reason in reasons.items() if name not in settings["asked"]}
     outcomes += [outcome.not_run_outcome(benchmark_of(name), reason) for name, reason in missing.items()]
     results = outcome.results_json(outcomes, settings, time.monotonic() - begun)
@@ -134,28 +148,13 @@ def evaluate(plan: Plan, *, say: Callable[[str], None] = print, stop: StopReques
     if plan.pictures != "all":
         folder.drop_images(_failed_pictures(folder) if plan.pictures == "failures" else set())
     write_report(folder.path)
-    if problem is not None:
+    if problem:
+        say(outcome.printed(results))
         raise RunFailed(f"{problem}; what is there so far is scored in {folder.path}")
     return results
 
 
 # --- before the answers
-
-
-def _policy_folder(name: str) -> Path:
-    """The checkpoint's folder; of a run directory that of its exported policy."""
-    folder = resolve_checkpoint(name)
-    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-        if (folder / "hf" / "config.json").is_file():
-            return folder / "hf"
-        if run_checkpoints(folder) is not None:
-            raise UserError(
-                f"{folder} is a run directory without an exported policy; make one with "
-                f"python -m vero_jax.convert {folder} OUT, and evaluate OUT"
-            )
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} is no checkpoint: it has no config.json; give the path of a checkpoint folder")
-    return folder
 
 
 def _open_tasks(
@@ -178,7 +177,7 @@ def _open_tasks(
         except MissingData as error:
             reasons.setdefault(task.name, f"no data: {error}")
             continue
-        file = stack.enter_context(ReplyFile(folder.answers_file(task.name), lambda record: True))
+        file = stack.enter_context(folder.open_answers(task.name, plan.samples))
         source = QuestionSource(task, rows, setting, limit=plan.limit, done=file)
         asked[task.name] = {"limit": plan.limit, "questions": source.ids, "data": data_fingerprint(rows)}
         if len(source):
@@ -203,24 +202,9 @@ def _settings(plan: Plan, setting: Variant, fingerprint: str) -> dict[str, Any]:
         "max_pixels": plan.max_pixels,
         "system": plan.system,
         "dtype": plan.dtype,
-        "judge": None,
+        judges.TEXT: None,
+        judges.VISION: None,
     }
-
-
-def _open_desk(
-    plan: Plan,
-    folder: ResultsFolder,
-    settings: Mapping[str, Any],
-    say: Callable[[str], None],
-    stack: contextlib.ExitStack,
-) -> JudgeDesk | None:
-    known = settings["judge"] or {}
-    if plan.judge is None and not known:
-        return None
-    judge = plan.judge or judges.former(known)
-    # Under the name that it had at the same place, replies are found again without asking the server for it.
-    model = str(known.get("model", "")) if known.get("base_url") == judge.base_url else ""
-    return stack.enter_context(JudgeDesk(judge, folder.judgements_file, model=model, say=say))
 
 
 # --- answers, judgements, scores
@@ -233,7 +217,7 @@ def _answer(
     adapter: Path | None,
     todo: Sequence[Work],
     folder: ResultsFolder,
-    desk: JudgeDesk | None,
+    desks: Judges,
     most_tokens: int,
     stop: StopRequest,
 ) -> None:
@@ -248,7 +232,7 @@ def _answer(
         devices=len(jax.devices()),
         memory=device_memory(jax.devices()),
         samples=plan.samples,
-        max_new_tokens=max(min(most_tokens, setting.tokens(work.benchmark.kind)) for work in todo),
+        max_new_tokens=max(min(most_tokens, setting.tokens(work.benchmark.name)) for work in todo),
         max_prompt_tokens=longest,
         tensor=plan.tensor,
         lanes=plan.lanes,
@@ -258,10 +242,11 @@ def _answer(
     engine.between_rounds = stop.check
 
     def answered(task: Benchmark, name: str, record: Mapping[str, Any]) -> None:
+        desk = desks.asked_about(task)
         # Answers that are compared with others wait until all are there.
-        if desk is not None and task.judge is not None and task.belongs_to is None:
+        if desk is not None and task.belongs_to is None:
             for item in outcome.items(task, {name: record}, setting):
-                judges.submit(desk, task, item.answer, item.record["row"], item.id)
+                judges.submit(desk, task, item.answer, item.record, item.id)
 
     with Progress() as progress:
         progress.phase("answers", questions, unit="questions")
@@ -281,32 +266,12 @@ def _answer(
         )
 
 
-def _judge(
-    names: Sequence[str],
-    settings: Mapping[str, Any],
-    setting: Variant,
-    folder: ResultsFolder,
-    desk: JudgeDesk,
-    stop: StopRequest,
-) -> UserError | None:
-    """Has the judge asked what it was not asked before. Returns why it does not answer, or stopped to, if it did."""
-    try:
-        for name in names:
-            task, records = benchmark_of(name), _records(folder, name, settings)
-            for item in outcome.items(task, records, setting):
-                judges.submit(desk, task, item.answer, item.record["row"], item.id)
-        desk.finish(stop.check)
-    except UserError as error:
-        return error
-    return None
-
-
 def _scored(
     name: str,
     settings: Mapping[str, Any],
     setting: Variant,
     folder: ResultsFolder,
-    desk: JudgeDesk | None,
+    desks: Judges,
     stop: StopRequest,
 ) -> outcome.TaskOutcome:
     """Scores a task and writes its lines; a task whose questions are not all answered has no figure."""
@@ -314,17 +279,17 @@ def _scored(
     task, wanted = benchmark_of(name), settings["asked"][name]["questions"]
     records = _records(folder, name, settings)
     if len(records) < len(wanted):
+        folder.drop_rows(name)
         reason = f"only {len(records)} of {len(wanted)} questions are answered so far"
         return outcome.not_run_outcome(task, reason, len(records))
-    lines = list(outcome.scored_rows(task, records, setting, desk))
+    lines = list(outcome.scored_rows(task, records, setting, desks.of(task)))
     folder.write_rows(name, (line for line, _ in lines))
     return outcome.task_outcome(task, lines, settings["samples"])
 
 
 def _records(folder: ResultsFolder, name: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The answers to the questions that were asked last; there are others where the limit was larger before."""
-    wanted = set(settings["asked"][name]["questions"])
-    return {id: record for id, record in read_records(folder.answers_file(name)).items() if id in wanted}
+    return folder.answers(name, settings["asked"][name]["questions"], settings["samples"])
 
 
 def _failed_pictures(folder: ResultsFolder) -> set[str]:
@@ -366,19 +331,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tensor", type=int, metavar="N", help="devices that share a copy of the model")
     parser.add_argument("--lanes", type=int, metavar="N", help="answers that are drawn side by side, on all devices")
     parser.add_argument("--pictures", choices=PICTURES, default="all", help="which are kept beside the results")
-    defaults = JudgeConfig(base_url="", max_tokens=2_048)
-    add_server_arguments(parser, defaults, judges.PREFIX)
-    parser.set_defaults(judge_extra_body=defaults.extra_body)  # no thinking
+    add_judge_arguments(parser)
     args = parser.parse_args(argv)
-    judge = None
-    if args.judge_base_url:
-        judge = server_config(args, judges.PREFIX, judges.WORDING, json_mode="off")
-    own = {field.name for field in dataclasses.fields(Plan)} - {"judge", "tasks", "system"}
+    judge, vision_judge = judge_configs(args)
+    own = {field.name for field in dataclasses.fields(Plan)} - {"judge", "vision_judge", "tasks", "system"}
     plan = Plan(
         **{name: value for name, value in vars(args).items() if name in own},
         tasks=(args.tasks,),
         system=system_prompt(args.system),
         judge=judge,
+        vision_judge=vision_judge,
     )
     spare_host_threads()
     enable_compilation_cache(DataConfig().cache_dir)

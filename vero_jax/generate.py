@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from vero_jax.checkpoints.hub import resolve_checkpoint
+from vero_jax.checkpoints.saved_params import run_checkpoints
 from vero_jax.config import DataConfig, MeshConfig, RolloutConfig, SamplingConfig
 from vero_jax.data.chat import PromptError
 from vero_jax.data.processor import Processor
@@ -53,7 +54,7 @@ def answer(
     """Samples answers of a checkpoint to one question, on all devices of this machine.
 
     Args:
-      folder: a checkpoint in either format, its id on the hub, or a PEFT folder (whose adapter is put on its base).
+      folder: a checkpoint in either format, its id on the hub, a run directory, or a PEFT folder (put on its base).
       images: files.
       sampling: None takes the folder's generation_config.json.
       max_tokens: limit of an answer.
@@ -63,7 +64,7 @@ def answer(
     Raises:
       UserError: the folder or an image cannot be used, or the question does not fit the images.
     """
-    folder, adapter = policy_parts(resolve_checkpoint(folder))
+    folder, adapter = policy_parts(policy_folder(folder))
     processor = Processor.from_folder(folder, system_prompt=system)
     prompt = _prompt(processor, question, images, videos)
     rollout = RolloutConfig(
@@ -131,6 +132,29 @@ def open_engine(
         decode=processor.decode,
     )
     return engine, load_adapted(folder, model_def, model_def.shardings(devices), adapter=adapter or "")
+
+
+def policy_folder(name: str | Path) -> Path:
+    """The folder of a checkpoint: a folder itself, an id on the hub, a PEFT folder, or a run directory.
+
+    Returns:
+      the folder; of a run directory that of its exported policy.
+
+    Raises:
+      UserError: it is none of these, or a run directory without an exported policy.
+    """
+    folder = resolve_checkpoint(name)
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        if (folder / "hf" / "config.json").is_file():
+            return folder / "hf"
+        if run_checkpoints(folder) is not None:
+            raise UserError(
+                f"{folder} is a run directory without an exported policy; make one with "
+                f"python -m vero_jax.convert {folder} OUT, and take OUT"
+            )
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} is no checkpoint: it has no config.json; give the path of a checkpoint folder")
+    return folder
 
 
 def policy_parts(folder: str | Path) -> tuple[Path, Path | None]:
@@ -209,7 +233,7 @@ def _checked(sampling: SamplingConfig, n: int, max_tokens: int) -> SamplingConfi
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vero_jax.generate", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folder", help="checkpoint folder, PEFT adapter folder, or id of the model hub")
+    parser.add_argument("folder", help="checkpoint folder, PEFT adapter folder, run directory, or id of the model hub")
     parser.add_argument("question")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
     parser.add_argument("--video", action="append", default=[], metavar="FOLDER", help="of frames, one image file each")
@@ -224,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 elsewhere")
     args = parser.parse_args(argv)
-    folder = resolve_checkpoint(args.folder)
+    folder = policy_folder(args.folder)
     default = default_sampling(policy_parts(folder)[0])
 
     def pick(given: Any, otherwise: Any) -> Any:

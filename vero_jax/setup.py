@@ -114,7 +114,7 @@ class System:
         most = rollout.max_response_length
         asked = [(rollout.n, most, rollout.sampling), (1, most, trainer.val_sampling), (1, most, SamplingConfig())]
         if (tasks := self.val_tasks) is not None:
-            asked += [(1, tasks.new_tokens(task), tasks.sampling) for task in tasks.benchmarks]
+            asked += [(1, tasks.new_tokens(task), tasks.sampling(task)) for task in tasks.benchmarks]
         # What differs in numbers only has the same programs.
         kinds = {(n, limit, kind.truncates, kind.has_penalties): (n, limit, kind) for n, limit, kind in asked}
         for n, limit, sampling in kinds.values():

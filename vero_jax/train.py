@@ -166,6 +166,7 @@ class Recipe:
         self.progress.phase("reinforcement", trainer.steps, self.at.phase_step)
         batch = trainer.prompts_per_step
         with self.system.questions(batch, self.at.drawn(self.config) // batch) as questions:
+            self.measure_step()  # where a run goes on that was told to stop while it validated
             for step in range(self.at.phase_step + 1, trainer.steps + 1):
                 if self.stop.agreed():
                     return self._save_and_stop()
@@ -175,9 +176,7 @@ class Recipe:
                     metrics |= questions.metrics()
                 self.at.advance(step)
                 self._report(step, groups, metrics)
-                if self._due(trainer.val_every, step) and step < trainer.steps:
-                    self.measure(f"step_{step:06d}")
-                    self.progress.phase("reinforcement", trainer.steps, step)
+                self.measure_step()
                 if self.bad.kept or self._due(trainer.save_every, step):
                     self.save()
                 self.bad.check()
@@ -231,6 +230,13 @@ class Recipe:
             "perf/throughput": tokens / (done - start) / self.system.mesh.size,
         }
         return groups, metrics
+
+    def measure_step(self) -> None:
+        """Validates behind the latest step, where it is due; the last one has its own validation."""
+        step, steps = self.at.phase_step, self.config.trainer.steps
+        if 0 < step < steps and self._due(self.config.trainer.val_every, step):
+            self.measure(f"step_{step:06d}")
+            self.progress.phase("reinforcement", steps, step)
 
     def measure(self, name: str, *, enabled: bool = True) -> None:
         """Validates once per stage; a resumed run does not measure again what its checkpoint knows."""

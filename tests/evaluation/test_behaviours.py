@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,8 +16,9 @@ from vero_jax.errors import UserError
 from vero_jax.evaluation.behaviours.behaviour import GROUPS, VISUAL
 from vero_jax.evaluation.behaviours.catalogue import BEHAVIOURS
 from vero_jax.evaluation.behaviours.lengths import ALL, Lengths, lengths
-from vero_jax.evaluation.behaviours.questions import MAX_TRACE, prompt, read_reply, shortened
-from vero_jax.evaluation.behaviours.rates import chosen, rate_of
+from vero_jax.evaluation.behaviours.protocol import MAX_TRACE
+from vero_jax.evaluation.behaviours.questions import prompt, read_reply, shortened
+from vero_jax.evaluation.behaviours.rates import chosen, rate_of, taken
 from vero_jax.evaluation.behaviours.traces import CATEGORY, domains_of, read_input, thinking, trained_on
 from vero_jax.evaluation.benchmark import CATEGORIES
 from vero_jax.types import DOMAINS
@@ -28,7 +30,15 @@ def test_there_are_28_behaviours_of_text_in_four_groups_and_6_visual_ones() -> N
     names = [one.name for one in BEHAVIOURS]
     assert len(set(names)) == 34
     assert [sum(one.group == group for one in BEHAVIOURS) for group in GROUPS] == [4, 5, 7, 12, 6]
-    assert {"backtracking", "self-awareness", "strategy selection", "self-evaluation", "visual foraging"} <= set(names)
+    assert names[28:] == [
+        "arithmetic-calculation",
+        "mental-imagery-simulation",
+        "perception-then-reasoning",
+        "systematic-regional-synthesis",
+        "visual-foraging",
+        "visual-reference-or-grounding",
+    ]
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in names)
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda one: one.name)
@@ -58,9 +68,10 @@ def test_a_trace_can_not_close_its_own_fence() -> None:
 
 
 def test_a_long_trace_is_cut_in_the_middle_and_says_so() -> None:
-    assert shortened("x" * MAX_TRACE) == "x" * MAX_TRACE
-    short = shortened("a" * 20_000 + "b" * 20_000)
-    assert short == "a" * 16_000 + "\n[... 8,000 characters left out ...]\n" + "b" * 16_000
+    assert shortened("x" * MAX_TRACE) == "x" * MAX_TRACE and MAX_TRACE >= 16_384 * 6  # the paper's longest answers
+    assert shortened("x" * (MAX_TRACE + 1)) != "x" * (MAX_TRACE + 1)
+    short = shortened("a" * 2_000 + "b" * 2_000, 3_000)
+    assert short == "a" * 1_500 + "\n[... 1,000 characters left out ...]\n" + "b" * 1_500
     assert shortened("half a pair \ud83d").encode() == b"half a pair ?"
 
 
@@ -283,6 +294,14 @@ def test_every_benchmark_of_a_category_gives_as_many_answers_as_its_smallest(tmp
 
     assert counts(None) == {"ChartQA": 6, "InfoVQA": 6, "MathVista": 9, "VisualProbe": 10}
     assert counts(4) == {"ChartQA": 2, "InfoVQA": 2, "MathVista": 4, "VisualProbe": 4}
+    assert sorted(counts(5).values()) == [2, 3, 5, 5] and counts(100) == counts(None)
+    table = {one.benchmark: (one.evaluated_on, one.questions, one.judged) for one in taken(found, chosen(found, 4))}
+    assert table == {
+        "ChartQA": ("Chart & OCR", 20, 2),
+        "InfoVQA": ("Chart & OCR", 6, 2),
+        "MathVista": ("STEM", 9, 4),
+        "VisualProbe": ("Grounding, Counting & Search", 10, 4),
+    }
     assert (
         {one.id for one in chosen(found, 4)}
         < {one.id for one in chosen(found, 8)}
@@ -297,6 +316,10 @@ def test_the_same_questions_are_judged_whatever_their_order_and_answers(tmp_path
     second = read_input(results(tmp_path / "b", {"chartqa": other}))
     ids = [one.id for one in chosen(first, 10)]
     assert ids == [one.id for one in chosen(second, 10)] and ids != sorted(ids)
+    digests = {
+        name: hashlib.sha256(f"42:ChartQA/chartqa/{name}".encode()).hexdigest() for name in (f"q{n}" for n in range(30))
+    }
+    assert ids == [f"chartqa/{name}" for name in sorted(digests, key=digests.__getitem__)[:10]]  # as documented
 
 
 def test_one_sample_of_a_question_is_judged_and_none_without_text(tmp_path: Path) -> None:

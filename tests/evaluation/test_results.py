@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from tests.conftest import golden_dir
 from vero_jax.errors import UserError
 from vero_jax.evaluation import aggregation
 from vero_jax.evaluation.benchmark import CATEGORIES, Answer, Row
+from vero_jax.evaluation.published import published
 from vero_jax.evaluation.registry import all_benchmarks, benchmark, table_rows
 from vero_jax.evaluation.results import Result, not_run, result, score_answers, table
 from vero_jax.evaluation.score import UNJUDGED, Score, right
@@ -64,6 +66,16 @@ def test_a_benchmark_that_was_not_run_is_left_out_and_never_counts_as_zero() -> 
     assert found.overall == (50.0, 50.0) and found.covered == 29
     assert found.categories["Chart & OCR"] == (50.0, 50.0)
     assert found.summary() == "overall 50.0 (strict 50.0) over 29 of 30 benchmarks"
+
+
+def test_rows_without_a_strict_figure_are_told_apart() -> None:
+    results = [
+        dataclasses.replace(found, strict=None) if found.benchmark.row == "FVQA" else found
+        for found in _results(dict.fromkeys(table_rows(), 50.0))
+    ]
+    found = table(results)
+    assert (found.covered, found.strictly) == (30, 29) and found.rows["FVQA"] == (50.0, None)
+    assert found.summary() == "overall 50.0 (strict 50.0 over 29) over 30 of 30 benchmarks"
 
 
 def test_a_row_of_several_tasks_needs_all_of_them() -> None:
@@ -132,8 +144,6 @@ def test_our_own_mistakes_are_not_hidden_as_bad_rows() -> None:
     def broken(answer: Answer, row: Row) -> Score:
         raise ZeroDivisionError
 
-    import dataclasses
-
     task = dataclasses.replace(benchmark("chartqa"), scorer=broken)
     with pytest.raises(ZeroDivisionError):
         task.score(task.answer("14", REASONING), {})
@@ -162,3 +172,12 @@ def test_means_lie_between_the_smallest_and_the_largest_score(pairs: list[tuple[
         figures = aggregate(scores, False)
         assert all(lowest - 1e-9 <= value <= highest + 1e-9 for value in figures.values())
         assert aggregate(scores, True)["score"] == 0.0  # nothing was judged strictly
+
+
+def test_ratings_are_published_as_the_paper_does_it() -> None:
+    """Three of its baselines are ratings that their makers report: 7.7, 8.0 and 6.3 of 10."""
+    task = benchmark("mm_mt_bench")
+    bases = {key: figures.base for key, figures in published()["MM-MTBench"].items()}
+    for key, rating in (("qwen3", 7.7), ("qwen3_thinking", 8.0), ("qwen25", 6.3)):
+        assert round(task.published(rating), 1) == bases[key]
+    assert (task.published(1.0), task.published(10.0), task.half_marks) == (0.0, 100.0, 5.5)

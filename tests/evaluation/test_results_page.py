@@ -74,6 +74,15 @@ def test_every_row_is_there_and_what_was_not_run_is_never_0(tmp_path):
     assert source.count('class="none"') == 4 * (29 + 5)  # four base models; 29 rows and 5 categories without a bar
 
 
+def test_a_row_whose_replies_nobody_can_read_was_run(tmp_path):
+    unread = [{**answer("fvqa", 0, 0.0), "strict": None, "missing": "unjudged"}]
+    folder = write_folder(tmp_path / "r", {"fvqa": unread, "chartqa": [answer("chartqa", 0, 1.0)]})
+    checker, source = page(folder)
+    assert cells(source, "FVQA")[:2] == ["0.0 ± 2.1", "unjudged"]
+    assert cells(source, "Overall")[:2] == ["50.0 ± 1.5", "100.0"]
+    assert "The strict means leave out FVQA" in checker.text
+
+
 def test_an_evaluation_of_nothing_is_a_page(tmp_path):
     checker, source = page(write_folder(tmp_path / "r", {}))
     assert "no overall figure" in checker.text and data(source)["items"] == []
@@ -120,7 +129,7 @@ def test_kinds_of_failures(fields, kinds):
 
 
 def test_right_is_half_of_the_full_marks():
-    assert half_marks(benchmark("chartqa")) == 0.5 and half_marks(benchmark("mm_mt_bench")) == 5
+    assert half_marks(benchmark("chartqa")) == 0.5 and half_marks(benchmark("mm_mt_bench")) == 5.5
 
 
 def test_failures_have_all_that_is_known(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from vero_jax.evaluation.registry import all_benchmarks, benchmark
 from vero_jax.evaluation.scorers.constraints import UnknownRule, check
 from vero_jax.evaluation.scorers.counting import strict_count
 from vero_jax.evaluation.scorers.edit_distance import anls, edit_distance
+from vero_jax.evaluation.scorers.games import strict_game_match
 from vero_jax.evaluation.scorers.letters import strict_letter
 from vero_jax.evaluation.scorers.numbers import strictly_relaxed_match
 from vero_jax.evaluation.variants import VARIANTS
@@ -82,9 +84,39 @@ def test_a_strict_letter_needs_a_letter_or_the_text_of_one_option(text: str, let
 
 
 @pytest.mark.parametrize(
+    ("text", "letter"),
+    [("A table", "B"), ("a table.", "B"), ("A", "A"), ("A.", "A"), ("A lamp", "A"), ("A table or a chair", "A")],
+)
+def test_a_text_that_is_an_option_s_own_is_that_option_also_where_it_begins_with_a(text: str, letter: str) -> None:
+    assert strict_letter(text, "ABC", ["a chair", "a table", "A"]) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "options", "right"),
+    [
+        ("it is a wall", "A", [], False), ("It's on s", "S", [], True), ("I don't know", "I", list("abcdefgh"), False),
+        ("I think A is right", "A", ["red", "blue"], True), ("2", "B", ["red", "blue"], True), ("(b)", "B", [], True),
+        ("A wall", "B", ["a door", "a wall"], True), ("8", "A", list("89345671"), True),
+        ("8", "H", list("89345671"), False), ("E", "E", ["red", "blue"], True), ("", "A", [], False),
+    ],
+)  # fmt: skip
+def test_a_strict_choice_of_a_game_is_a_letter_that_the_answer_states(
+    text: str, truth: str, options: list[str], right: bool
+) -> None:
+    assert strict_game_match(text, truth, options) is right
+
+
+def test_an_empty_answer_to_mme_realworld_is_an_a_for_the_reference_alone() -> None:
+    task, row = benchmark("mme_realworld_lite"), {**ROWS["mme_realworld_lite"][0], "answer": "A"}
+    found = task.score(task.answer("<answer>\\boxed{}</answer>", REASONING), row)
+    assert (found.value, found.strict) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
     ("prediction", "target", "expected"),
     [
         ("2014", "2014", True), ("2013", "2014", False), ("$1,999", "2014", False), ("10 \u2013 20", "10-20", True),
+        ("in 2014", "2014", True), ("2014.0", "2014", True), ("in 2013", "2014", False), ("2012-2014", "2014", False),
         ("20-30", "10-20", False), ("47", "45", True), ("48", "45", False), ("45%", "45", True),
         ("1,014", "1000", True),
     ],
@@ -118,6 +150,44 @@ def test_a_judge_s_unknown_score_is_unjudged_not_two_points() -> None:
     for score, expected in ((0, (0.0, 0.0)), (1, (1.0, 1.0)), (2, (2.0, None)), (0.7, (0.0, 0.0))):
         found = task.score(answer, row, [f'{{"extracted_answer": "14", "score": {score}}}'])
         assert (found.value, found.strict) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reply", "value", "strict"),
+    [
+        ("simplevqa_en", 0, '{"a": "Correct"}', 0.0, None),
+        ("simplevqa_en", 0, '{"a": "正确"}', 1.0, 1.0),
+        ("simplevqa_en", 0, '{"a": "未尝试"}', 0.0, 0.0),
+        ("simplevqa_en", 0, '{"a": "A"}', 0.0, None),
+        ("mmvetv2", 0, '{"score": 7}', 1.0, None),
+        ("mmvetv2", 0, '{"score": 0.7}', 0.7, 0.7),
+        ("mm_mt_bench", 0, "[[11]]", 11.0, None),
+        ("mm_mt_bench", 0, "[[10]]", 10.0, 10.0),
+        ("charxiv", 0, '{"score": 2}', 2.0, None),
+        ("mia_bench", 0, "total score: 12/10", 1.0, None),
+        ("mia_bench", 0, "total score: 10/10", 1.0, 1.0),
+        ("mmifeval", 0, "Wrong, the right answer is 14.", 1.0, 0.0),
+        ("mmifeval", 0, "The answer is right.", 1.0, 1.0),
+        ("mmifeval", 0, "It is wrong.", 0.0, 0.0),
+        ("mmifeval", 0, "Is it right or wrong?", 1.0, None),
+    ],
+)
+def test_a_reply_that_is_none_of_the_scale_is_unjudged_in_the_strict_figure_and_counted(
+    name: str, row: int, reply: str, value: float, strict: float | None
+) -> None:
+    task = benchmark(name)
+    fields = {**ROWS[name][row], "message_index": 0}
+    found = task.score(task.answer("14", REASONING), fields, [reply])
+    assert (found.value, found.strict) == (value, strict)
+    assert found.missing == ("unjudged" if strict is None else "")
+
+
+def test_more_than_all_points_for_a_constraint_are_none() -> None:
+    task = benchmark("mmifeval")
+    asked = json.dumps([{"key": "polite", "value": "be polite", "judge": {"method": "direct_gpt"}}])
+    row = {**ROWS["mmifeval"][1], "constraints": asked}
+    found = task.score(task.answer("Hello", REASONING), row, ["Score of constraint_1: 2/1"])
+    assert (found.value, found.strict, found.missing) == (2.0, None, "unjudged")
 
 
 def test_a_decimal_in_mia_s_reply_does_not_cut_the_strict_reading() -> None:

@@ -169,7 +169,7 @@ def trickles(handler: Handler, _: dict[str, Any]) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", "1000000")
     handler.end_headers()
-    for _ in range(200):
+    for _ in range(1000):
         handler.wfile.write(b" ")
         time.sleep(0.02)
 

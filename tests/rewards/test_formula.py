@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from fractions import Fraction
 
 import pytest
 
+from vero_jax.rewards import math_text
 from vero_jax.rewards.arithmetic import NotArithmetic, evaluate
 from vero_jax.rewards.formula import read_number, same_number
 from vero_jax.rewards.numeric import numeric
@@ -112,3 +115,28 @@ def test_the_tolerance_is_relative_to_the_truth() -> None:
     assert score("-5", "5", 0.5) == 0.0
     assert score("101", "100", "not a number") == 0.0
     assert score("45%", "0.45", 0.05) == 1.0
+
+
+def use_the_processor(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_a_limit_of_time_counts_the_own_thread_only():
+    over = threading.Event()
+
+    def busy() -> None:
+        while not over.is_set():
+            pass
+
+    other = threading.Thread(target=busy)
+    other.start()
+    try:
+        with math_text.time_limit(0.5):
+            use_the_processor(0.4)  # about 0.8 of the process
+        with pytest.raises(math_text.OutOfTime), math_text.time_limit(0.5):
+            use_the_processor(60)
+    finally:
+        over.set()
+        other.join()

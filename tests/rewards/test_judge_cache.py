@@ -129,7 +129,7 @@ def test_a_lock_that_is_not_given_back_is_lived_with(tmp_path: Path, monkeypatch
     holder.execute("BEGIN EXCLUSIVE")
     start = time.monotonic()
     assert cache.put(b"a", 6.0, "") == 6.0
-    assert time.monotonic() - start < 3 and "locked" in said[0]
+    assert time.monotonic() - start < 4.5 and "locked" in said[0]
     holder.close()
     cache.close()
 

@@ -256,13 +256,13 @@ def test_a_server_that_cannot_be_used_leaves_nothing_behind(endpoint: Endpoint) 
 
 
 def test_closing_does_not_wait_for_the_judge(endpoint: Endpoint) -> None:
-    endpoint.otherwise = slow(3.0, says(7))
+    endpoint.otherwise = slow(30.0, says(7))
     start = time.monotonic()
     with pool(reward_config(endpoint)) as judge:
         futures = judge.submit(group("a", "b"))
         time.sleep(0.2)
     judge.close()
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 20
     with pytest.raises(concurrent.futures.CancelledError):
         futures[0].result(1.0)
 

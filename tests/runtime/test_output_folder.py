@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vero_jax.errors import UserError
+from vero_jax.runtime.files import atomic_write
 from vero_jax.runtime.output_folder import new_folder
 
 WRITER = """
@@ -88,3 +89,8 @@ def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> N
         (tmp_path / "out" / "theirs").write_text("x")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="that is a folder: give the name of a file"):
+        atomic_write(tmp_path, "x")

@@ -71,7 +71,7 @@ def start(mode: str) -> subprocess.Popen:
 def test_a_process_stops_cleanly():
     process = start("stop")
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "SIGTERM: stopping and saving" in error
 
 
@@ -80,7 +80,7 @@ def test_second_signal_ends_at_once():
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline().strip() == "stopping"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
 
 

@@ -11,7 +11,8 @@ from conftest import golden_dir
 from PIL import Image
 
 from vero_jax.config import SamplingConfig
-from vero_jax.generate import default_sampling, main
+from vero_jax.errors import UserError
+from vero_jax.generate import default_sampling, main, policy_folder
 
 pytestmark = pytest.mark.golden_model
 
@@ -57,6 +58,20 @@ def test_mistakes_are_one_sentence(folder, arguments, message, capsys):
     assert main([str(folder) if argument == "FOLDER" else argument for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_a_run_directory_stands_for_its_exported_policy(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 1\n")
+    assert main([str(run), "Hello"]) == 2
+    error = capsys.readouterr().err
+    assert f"without an exported policy; make one with python -m vero_jax.convert {run} OUT" in error
+    shutil.copytree(folder, run / "hf")
+    assert policy_folder(run) == run / "hf" == policy_folder(run / "hf")
+    assert main([str(run), "Hello", "--max-tokens", "2"]) == 0
+    with pytest.raises(UserError, match="is no checkpoint"):
+        policy_folder(tmp_path)
 
 
 def test_defaults_come_from_the_folder(folder, tmp_path, capsys):

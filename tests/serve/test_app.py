@@ -193,17 +193,17 @@ def test_a_full_queue_is_503_and_free_again_when_clients_leave(served):
     assert "3 requests are on their way" in full.json()["error"]["message"]
     for stream in streams:
         stream.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while post(served, max_tokens=5).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def test_a_client_that_does_not_stream_is_noticed_when_it_leaves(served):
-    served.session.slow = 0.02
+    served.session.slow = 0.1
     with pytest.raises(httpx2.TimeoutException):
         httpx2.post(f"{served.url}/chat/completions", json={"messages": TURNS, "max_tokens": 2000}, timeout=0.3)
-    deadline = time.monotonic() + 3  # the answer itself would take eight seconds
+    deadline = time.monotonic() + 20  # the answer itself would take forty seconds and more
     while served.session.open:
         assert time.monotonic() < deadline
         time.sleep(0.02)

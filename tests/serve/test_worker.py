@@ -67,11 +67,11 @@ def worker():
     made = DeviceWorker(ScriptedSession(), max_waiting=3)
     made.start()
     yield made
-    made.close(5)
+    made.close(60)
 
 
 def tokens(made, count):
-    return [made.events.get(timeout=5) for _ in range(count)]
+    return [made.events.get(timeout=60) for _ in range(count)]
 
 
 def test_requests_get_their_own_tokens(worker):
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_told_to_the_one_who_asked(worker):
     bad, good = ticket(13), ticket(1)
     worker.submit(bad)
     worker.submit(good)
-    assert isinstance(bad.events.get(timeout=5), UserError)
+    assert isinstance(bad.events.get(timeout=60), UserError)
     assert tokens(good, 1)[0].stop_reason == "length"
 
 
@@ -124,7 +124,7 @@ def test_a_failing_device_is_told_to_everybody(worker):
     worker.submit(waits)
     worker.submit(breaks)
     for one in (waits, breaks):
-        while not isinstance(event := one.events.get(timeout=5), Exception):
+        while not isinstance(event := one.events.get(timeout=60), Exception):
             pass
         assert isinstance(event, Gone) and "out of memory" in str(event)
     assert not worker.alive and isinstance(worker.failure, RuntimeError)

@@ -24,7 +24,7 @@ from vero_jax.curation.rows import SPLITS, Row, Rows, RowWriter, check_names, li
 from vero_jax.curation.verdicts import FLAGS, Decision, Verdict, decide, flags_of, parse_verdict
 from vero_jax.data.images import encode_png
 from vero_jax.errors import UserError
-from vero_jax.rewards.asking import WORDING, Ask, add_server_arguments, collect, data_url, server_config
+from vero_jax.rewards.asking import WORDING, Ask, add_server_arguments, collect, server_config, with_pictures
 from vero_jax.rewards.judge_server import JudgeServer, Question
 from vero_jax.rewards.replies import ReplyFile, reply_key
 from vero_jax.runtime.output_folder import check_free, new_folder
@@ -111,7 +111,7 @@ class QuestionFilter:
                     yield Ask(
                         row.example.id,
                         key,
-                        functools.partial(messages, text or "", row.example.images, self._max_pixels),
+                        functools.partial(with_pictures, text or "", row.example.images, self._max_pixels),
                         functools.partial(_complete, names),
                     )
 
@@ -131,14 +131,6 @@ class QuestionFilter:
         shown = [hashlib.sha256(data).hexdigest() for data in row.example.images]
         request = self._server.request(text) | {"images": shown, "max_pixels": self._max_pixels}
         return [reply_key(row.example.id, request, rollout) for rollout in range(self._rollouts)]
-
-
-def messages(text: str, images: Sequence[bytes], max_pixels: int) -> Question:
-    """One user turn as the API takes it: the images, then the text. Raises `ImageError`."""
-    parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": data_url(data, max_pixels)}} for data in images
-    ]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
 def parse_record(record: Mapping[str, Any]) -> Verdict:

@@ -96,7 +96,8 @@ def check_pixel_limits(min_pixels: int, max_pixels: int, factor: int, place: str
     if not 0 < min_pixels <= max_pixels or max_pixels < factor * factor:
         raise UserError(
             f"{place}: image areas from min_pixels={min_pixels} to max_pixels={max_pixels} leave no room for an image; "
-            f"set data.min_pixels and data.max_pixels so that min <= max and max >= {factor * factor} (one token)"
+            "give others (data.min_pixels and data.max_pixels in a config, or --max-pixels), so that min <= max and "
+            f"max >= {factor * factor} (one token)"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vero_jax.errors import UserError
 from vero_jax.evaluation.folder import ResultsFolder
+from vero_jax.evaluation.judges import TEXT, VISION
 from vero_jax.evaluation.rows import Rows
 
 FIXED = (
@@ -22,17 +23,22 @@ FIXED = (
     "system",
     "dtype",
 )
-"""Settings on which answers depend. Tasks, their limit and the judge may change."""
+"""Settings on which answers depend. Tasks, their limit and the judges may change."""
 _PARTS, _PART = 16, 4_096
 _WORDS = {"fingerprint": "another checkpoint, or weights that have changed since"}
 
 
-def checkpoint_fingerprint(*folders: Path | None) -> str:
-    """Of a checkpoint's files: their names and sizes, and samples of what they hold."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*")) if folder is not None else ():
-            if not path.is_file():
+def checkpoint_fingerprint(*folders: Path | None, without: Path) -> str:
+    """Of a checkpoint's files: their names and sizes, and samples of what they hold.
+
+    Args:
+      without: a folder that may lie inside of the checkpoint's and is no part of it: that of the results.
+    """
+    digest, results = hashlib.sha256(), without.resolve()
+    for folder in filter(None, folders):
+        inside = folder.resolve() in results.parents
+        for path in sorted(folder.rglob("*")):
+            if not path.is_file() or (inside and results in path.resolve().parents):
                 continue
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
@@ -73,6 +79,7 @@ def agreed(
             raise UserError(f"the answers in {folder.path} were made with {then}: {elsewhere}")
     earlier = before.get("asked", {})
     for name, task in asked.items():
-        if name in earlier and earlier[name]["data"] != task["data"]:
+        if name in earlier and earlier[name].get("data") != task["data"]:
             raise UserError(f"the data of {name} has changed since its answers in {folder.path} were made: {elsewhere}")
-    return {**settings, "judge": settings["judge"] or before.get("judge"), "asked": {**earlier, **asked}}
+    kept = {name: settings[name] or before.get(name) for name in (TEXT, VISION)}
+    return {**settings, **kept, "asked": {**earlier, **asked}}

@@ -26,6 +26,8 @@ CATEGORIES = (
 )
 SECONDS = 2.0
 """Processor time for the score of one answer; an answer that takes longer is wrong."""
+_SHOWN = "The picture that this is about comes before this text; there may be several."
+_NOT_SHOWN = "You do not see the picture that this is about."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Judge:
     read: Callable[[Sequence[str | None], Answer, Row], Score]
     """The score in the replies, in the order of the requests; None stands for a request that failed."""
     max_new_tokens: int = 2_048
+    pictures: bool = False
+    """A judge that can see is shown the question's pictures, as in the reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +96,28 @@ class Benchmark:
     aggregate: Aggregator = mean
     scale: float = 100.0
     """From the aggregator's figure to the published one."""
+    zero: float = 0.0
+    """The aggregator's figure that is published as 0."""
     states_format: bool = False
     """The question states the answer's format itself; a variant adds nothing."""
     belongs_to: Callable[[Row], tuple[str, str] | None] | None = None
     """(id of another row, name) for a row whose answer is no question of its own, but goes to that row's `others`."""
+
+    def published(self, figure: float) -> float:
+        """An aggregator's figure, or a single score, on the scale of the published table (0 to 100)."""
+        return (figure - self.zero) * self.scale
+
+    @property
+    def half_marks(self) -> float:
+        """Half of the full marks, on the scale of the scores."""
+        return self.zero + 50.0 / self.scale
 
     def messages(self, row: Row, variant: Variant, image_count: int = 1) -> list[dict[str, Any]]:
         """The conversation for a row: pictures first, then the text, with what the variant adds."""
         prompt = self.prompt(row, variant)
         if not isinstance(prompt, str):
             return [dict(message) for message in prompt]
-        text = prompt if self.states_format else prompt + variant.instructions.get(self.kind, "")
+        text = prompt if self.states_format else prompt + variant.instruction(self.name, self.kind)
         parts: list[dict[str, Any]] = [{"type": "image"} for _ in range(image_count)]
         return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
@@ -111,12 +126,21 @@ class Benchmark:
         text = "" if completion is None else str(completion)
         return Answer(text, answer_place(text), final_answer(text, self.extraction), variant, others or {})
 
-    def requests(self, answer: Answer, row: Row) -> list[str]:
-        """What a judge is asked about an answer; nothing where there is no judge, or the row lacks what that needs."""
+    def requests(self, answer: Answer, row: Row, *, shown: bool = False) -> list[str]:
+        """What a judge is asked about an answer; nothing where there is no judge, or the row lacks what that needs.
+
+        Args:
+          shown: the judge gets the question's pictures before each request, if it is one who should.
+        """
+        if self.judge is None:
+            return []
         try:
-            return [] if self.judge is None else list(self.judge.prompts(answer, row))
+            prompts = list(self.judge.prompts(answer, row))
         except (LookupError, TypeError, ValueError, AttributeError):
             return []  # `score` says why
+        if not self.judge.pictures:
+            return prompts
+        return [f"{_SHOWN if shown else _NOT_SHOWN} {prompt}" for prompt in prompts]
 
     def score(self, answer: Answer, row: Row, replies: Sequence[str | None] | None = None) -> Score:
         """The score of an answer.

@@ -46,7 +46,7 @@ _STORED = re.compile(r"images/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9]+)?")
 
 def half_marks(benchmark: Benchmark | None) -> float:
     """An answer is right from here on: half of the full marks, on the answers' own scale."""
-    return 0.5 if benchmark is None else 50.0 / benchmark.scale
+    return 0.5 if benchmark is None else benchmark.half_marks
 
 
 def kinds_of(row: Mapping[str, Any], half: float) -> list[str]:

@@ -2,7 +2,7 @@
 
 settings.json            what was asked, with which settings
 answers/<task>.jsonl     answers as they came, and what scoring needs of their questions; only ever appended to
-judgements.jsonl         the judge's replies as they came; only ever appended to
+judgements.jsonl         the judge's replies as they came, in vision_judgements.jsonl those of one that sees
 questions/<task>.jsonl   one line for each question and sample, scored
 images/                  the pictures of the questions, named by their content
 results.json, report.html
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vero_jax.errors import UserError
+from vero_jax.rewards.replies import ReplyFile, read_records
 from vero_jax.runtime.files import atomic_write, friendly_writes
 
 FORMAT = 1
@@ -31,9 +32,9 @@ class ResultsFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
 
-    @property
-    def judgements_file(self) -> Path:
-        return self.path / "judgements.jsonl"
+    def judgements_file(self, judge: str) -> Path:
+        """Of "judge", or of "vision_judge"."""
+        return self.path / f"{judge.removesuffix('judge')}judgements.jsonl"
 
     @property
     def settings_file(self) -> Path:
@@ -50,6 +51,25 @@ class ResultsFolder:
     def answers_file(self, task: str) -> Path:
         return self.path / "answers" / f"{task}.jsonl"
 
+    def open_answers(self, task: str, samples: int) -> ReplyFile[bool]:
+        """The file to which answers to a task go; a record of it that is not whole counts as none.
+
+        Raises:
+          UserError: it cannot be read or written, or another process has it.
+        """
+        file = self.answers_file(task)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write into {self.path} ({error.strerror}): give another --output") from error
+
+        def whole(record: Mapping[str, Any]) -> bool:
+            if not _is_answer(record, samples):
+                raise ValueError("no answer")
+            return True
+
+        return ReplyFile(file, whole)
+
     def questions_file(self, task: str) -> Path:
         return self.path / "questions" / f"{task}.jsonl"
 
@@ -61,7 +81,11 @@ class ResultsFolder:
         Raises:
           UserError: there is no settings.json, or one that cannot be read.
         """
-        return self._object(self.settings_file)
+        settings = self._object(self.settings_file)
+        judges = (settings.get("judge"), settings.get("vision_judge"))
+        if not _is_asked(settings.get("asked", {})) or not all(isinstance(judge, dict | None) for judge in judges):
+            raise UserError(f"{self.settings_file} does not hold what was asked; give another folder as --output")
+        return settings
 
     def results(self) -> dict[str, Any]:
         """results.json.
@@ -73,6 +97,12 @@ class ResultsFolder:
         if results.get("format") != FORMAT or not _has_figures(results):
             raise UserError(f"{self.results_file} is no results file of this version; evaluate again")
         return results
+
+    def answers(self, task: str, questions: Iterable[str], samples: int) -> dict[str, dict[str, Any]]:
+        """The whole records of answers to some of a task's questions, by question; see `outcome.Records`."""
+        wanted = set(questions)
+        records = read_records(self.answers_file(task), lambda record: _is_answer(record, samples))
+        return {id: record for id, record in records.items() if id in wanted}
 
     def tasks(self) -> list[str]:
         """The tasks that were run, by the names of their files of questions."""
@@ -126,6 +156,12 @@ class ResultsFolder:
         lines = (json.dumps(finite(row), ensure_ascii=True, default=str) for row in rows)
         atomic_write(self.questions_file(task), "".join(f"{line}\n" for line in lines))
 
+    def drop_rows(self, task: str) -> None:
+        """Removes the lines of a task that has no figure any more."""
+        path = self.questions_file(task)
+        with friendly_writes(path):
+            path.unlink(missing_ok=True)
+
     def keep_image(self, data: bytes) -> str:
         """Writes a picture once, whatever the number of questions about it; its path in the folder."""
         place = f"images/{hashlib.sha256(data).hexdigest()[:20]}.{_suffix(data)}"
@@ -151,6 +187,38 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def _is_answer(record: Mapping[str, Any], samples: int) -> bool:
+    """Whether a record holds all answers to a question, or says why it could not be asked."""
+    if "missing" in record:
+        return isinstance(record["missing"], str)
+    responses, images = record.get("responses"), record.get("images")
+    return (
+        isinstance(record.get("prompt"), str)
+        and isinstance(record.get("row"), dict)
+        and isinstance(images, list)
+        and all(isinstance(image, str) for image in images)
+        and isinstance(responses, list)
+        and len(responses) == samples
+        and all(
+            isinstance(response, dict)
+            and isinstance(response.get("text"), str)
+            and isinstance(response.get("tokens"), int)
+            and isinstance(response.get("stop_reason"), str)
+            for response in responses
+        )
+    )
+
+
+def _is_asked(asked: Any) -> bool:
+    """Whether it is {task: {"questions": [id, ...], ...}, ...}."""
+    return isinstance(asked, dict) and all(
+        isinstance(task, dict)
+        and isinstance(task.get("questions"), list)
+        and all(isinstance(id, str) for id in task["questions"])
+        for task in asked.values()
+    )
 
 
 def _has_figures(results: Mapping[str, Any]) -> bool:

@@ -1,198 +1,163 @@
-"""The judge of an evaluation: asked while the device still answers, each request once, its replies kept on disk."""
+"""The judges of an evaluation: one that reads, and one that sees for the benchmarks that are about what one sees.
+
+The paper's protocol has both: a text model for most, a vision-language model for MM-MT-Bench, MIA-Bench and MMIFEval.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vero_jax.config import JudgeConfig
 from vero_jax.errors import UserError
-from vero_jax.evaluation.benchmark import Answer, Benchmark, Row
-from vero_jax.rewards.asking import Ask, collect
-from vero_jax.rewards.judge import strip_thinking
-from vero_jax.rewards.judge_server import JudgeServer, Wording
-from vero_jax.rewards.replies import ReplyFile, reply_key
+from vero_jax.evaluation.benchmark import Answer, Benchmark
+from vero_jax.evaluation.folder import ResultsFolder
+from vero_jax.evaluation.judge_desk import WORDING, JudgeDesk, Request
+from vero_jax.rewards.judge_server import Wording
 
-PREFIX = "judge-"
-"""Before the names of the options that concern the judge."""
-WORDING = Wording(
-    setting="--judge-{}", settings="the --judge-... options", without=", or leave it out: judged benchmarks are not run"
-)
-PROBE = 'Is "four" a right answer to "What is 2 + 2?"? Reply with {"is_correct": "yes"} or {"is_correct": "no"}.'
+TEXT, VISION = "judge", "vision_judge"
+"""The judges' names in settings and in files, and as options with a hyphen."""
+VISION_WORDING = dataclasses.replace(WORDING, setting="--vision-judge-{}", settings="the --vision-judge-... options")
 
 
-class JudgeDesk:
-    """Takes requests to a judge, at any time; another thread asks them. A context manager, for one process.
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """The desks of an evaluation by their names; an earlier run's judge is there to find its replies again."""
 
-    Args:
-      config: the server and how its tokens are drawn.
-      path: file of the replies.
-      model: the judge's name where the config has none, as an earlier run found it.
-      say: told how it goes.
-      wording: names the settings.
+    desks: Mapping[str, JudgeDesk]
+    given: frozenset[str]
+    """Those that may be asked."""
 
-    Raises:
-      UserError: the file or the key cannot be used.
-    """
-
-    def __init__(
-        self,
-        config: JudgeConfig,
-        path: Path,
-        *,
-        model: str = "",
+    @classmethod
+    def open(
+        cls,
+        given: Mapping[str, JudgeConfig | None],
+        known: Mapping[str, Mapping[str, Any]],
+        folder: ResultsFolder,
         say: Callable[[str], None],
-        wording: Wording = WORDING,
-    ) -> None:
-        self._config = dataclasses.replace(config, model=config.model or model)
-        self._say = say
-        self._server = JudgeServer(self._config, say, wording)
-        self._replies: ReplyFile[str] = ReplyFile(path, lambda record: str(record["reply"]))
-        self._waiting: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
-        self._taken: set[str] = set()
-        self._thread: threading.Thread | None = None
-        self._ready = threading.Event()
-        self._error: UserError | None = None
-
-    def __enter__(self) -> JudgeDesk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._replies.__exit__()
-
-    @property
-    def model(self) -> str:
-        """The judge's name, as given or as found at its server; "" before either."""
-        return self._server.model
-
-    def start(self) -> None:
-        """Finds out whether the judge can be used, and its name.
-
-        Raises:
-          UserError: it cannot.
-        """
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="judge-desk", daemon=True)
-            self._thread.start()
-        self._ready.wait()
-        if self._error is not None:
-            raise self._error
-
-    def submit(self, prompt: str, *, max_new_tokens: int, readable: Callable[[str], bool], about: str) -> None:
-        """Has a request asked, if it was not before. Returns at once; only the first request of all waits for a server.
+        stack: contextlib.ExitStack,
+    ) -> Judges:
+        """The desks of a results folder; `stack` closes them.
 
         Args:
-          readable: whether a reply can be read; one that cannot is asked for once more.
-          about: the question's id, for people who read the file of replies.
+          given: the judges that may be asked.
+          known: those that the folder's answers were judged by, as `described`.
 
         Raises:
-          UserError: the judge cannot be used, found out by the first request of all.
+          UserError: a file of replies or a key cannot be used.
         """
-        if not self.model:
-            self.start()
-        key = self._key(prompt, max_new_tokens)
-        if key in self._taken or self._replies.get(key) is not None:
-            return
-        self._taken.add(key)
-        if self._thread is None:
-            self.start()
-        asked = Ask(about, key, lambda: prompt, lambda reply: readable(strip_thinking(reply)), max_new_tokens)
-        self._waiting.put(asked)
+        desks = {}
+        for name, wording in ((TEXT, WORDING), (VISION, VISION_WORDING)):
+            before = known.get(name) or {}
+            if given.get(name) or before:
+                desks[name] = stack.enter_context(_desk(name, given.get(name), before, folder, say, wording))
+        return cls(desks, frozenset(name for name in desks if given.get(name)))
 
-    def reply(self, prompt: str, max_new_tokens: int) -> str | None:
-        """The judge's reply without its thoughts, None where it gave none."""
-        kept = self._replies.get(self._key(prompt, max_new_tokens))
-        return None if kept is None else strip_thinking(kept)
+    def of(self, benchmark: Benchmark) -> JudgeDesk | None:
+        """The judge of a benchmark's answers."""
+        return self.desks.get(self._name(benchmark))
 
-    def finish(self, wait: Callable[[], None] = lambda: None) -> None:
-        """Waits until all that was submitted has been asked.
+    def asked_about(self, benchmark: Benchmark) -> JudgeDesk | None:
+        """The judge of a benchmark's answers, where it may be asked."""
+        return self.of(benchmark) if self._name(benchmark) in self.given else None
+
+    def start(self, benchmarks: Iterable[Benchmark]) -> None:
+        """Finds out whether the judges that those benchmarks need can be used.
+
+        Raises:
+          UserError: one cannot.
+        """
+        for name in sorted({self._name(benchmark) for benchmark in benchmarks} & self.given):
+            self.desks[name].start()
+
+    def ask(self, answers: Iterator[tuple[Benchmark, Answer, Mapping[str, Any], str]], wait: Callable[[], None]) -> str:
+        """Has everything asked that was not asked before, and waits for the replies.
 
         Args:
+          answers: (benchmark, answer, its record, the question's id), to which a judge that may be asked belongs.
           wait: called now and then meanwhile; what it raises ends the waiting.
 
-        Raises:
-          UserError: the judge stopped answering; what it answered is kept.
+        Returns:
+          why a judge did not answer, or stopped to; "" where all did.
         """
-        if self._thread is None:
-            return
-        self._waiting.put(None)
-        while self._thread.is_alive():
-            self._thread.join(0.2)
-            wait()
-        if self._error is not None:
-            raise self._error
+        problems: dict[str, UserError] = {}
+        for benchmark, answer, record, about in answers:
+            name = self._name(benchmark)
+            if name not in problems:
+                try:
+                    submit(self.desks[name], benchmark, answer, record, about)
+                except UserError as error:
+                    problems[name] = error
+        for name in sorted(self.given - problems.keys()):
+            try:
+                self.desks[name].finish(wait)
+            except UserError as error:
+                problems[name] = error
+        return "; ".join(map(str, problems.values()))
 
-    def _key(self, prompt: str, max_new_tokens: int) -> str:
-        return reply_key("", self._server.request(prompt, max_new_tokens), 0)
+    def described(self) -> dict[str, Any]:
+        """By name what is said beside the results of the judges that were given and found."""
+        return {name: self.desks[name].described() for name in self.given if self.desks[name].model}
 
-    # What follows runs in the desk's own thread.
-
-    def _run(self) -> None:
-        try:
-            collect(self._server, PROBE, self._asks, self._replies, concurrency=self._config.concurrency, say=self._say)
-        except UserError as error:
-            self._error = error
-            if self._ready.is_set():
-                self._say(f"judge: {error}")
-        except Exception as error:  # whatever it is, nobody may wait for this thread for ever
-            self._error = UserError(f"asking the judge failed ({type(error).__name__}: {error})")
-        finally:
-            self._ready.set()
-
-    def _asks(self) -> Iterator[Ask]:
-        self._ready.set()  # the server has answered the probe
-        while (ask := self._waiting.get()) is not None:
-            yield ask
+    def _name(self, benchmark: Benchmark) -> str:
+        if benchmark.judge is None:
+            return ""
+        return VISION if benchmark.judge.pictures and VISION in self.desks else TEXT
 
 
-def submit(desk: JudgeDesk, benchmark: Benchmark, answer: Answer, row: Row, about: str) -> None:
+def _desk(
+    name: str,
+    config: JudgeConfig | None,
+    before: Mapping[str, Any],
+    folder: ResultsFolder,
+    say: Callable[[str], None],
+    wording: Wording,
+) -> JudgeDesk:
+    judge = config or former(before)
+    # Under the name that it had at the same place, replies are found again without asking the server for it.
+    model = str(before.get("model", "")) if before.get("base_url") == judge.base_url else ""
+    pictures = folder.path if name == VISION else None
+    return JudgeDesk(judge, folder.judgements_file(name), model=model, say=say, wording=wording, pictures=pictures)
+
+
+def requests(desk: JudgeDesk | None, benchmark: Benchmark, answer: Answer, record: Mapping[str, Any]) -> list[Request]:
+    """What the judge is asked about an answer; without a judge, what one that does not see would be.
+
+    Args:
+      record: the answer's, with "row" and "images".
+    """
+    if benchmark.judge is None:
+        return []
+    shown = desk is not None and desk.sees and benchmark.judge.pictures
+    pictures = tuple(record["images"]) if shown else ()
+    prompts = benchmark.requests(answer, record["row"], shown=bool(pictures))
+    return [Request(prompt, benchmark.judge.max_new_tokens, pictures) for prompt in prompts]
+
+
+def submit(desk: JudgeDesk, benchmark: Benchmark, answer: Answer, record: Mapping[str, Any], about: str) -> None:
     """Has the judge asked about an answer.
 
     Raises:
       UserError: as `JudgeDesk.submit`.
     """
-    judge = benchmark.judge
-    if judge is None:
-        return
-    prompts = benchmark.requests(answer, row)
+    asked = requests(desk, benchmark, answer, record)
 
     def readable(reply: str) -> bool:
         # Which part of several replies belongs to which request is the benchmark's own knowledge.
-        return len(prompts) > 1 or benchmark.score(answer, row, [reply]).strict is not None
+        return len(asked) > 1 or benchmark.score(answer, record["row"], [reply]).strict is not None
 
-    for prompt in prompts:
-        desk.submit(prompt, max_new_tokens=judge.max_new_tokens, readable=readable, about=about)
+    for request in asked:
+        desk.submit(request, readable=readable, about=about)
 
 
-def replies(desk: JudgeDesk | None, benchmark: Benchmark, prompts: Sequence[str]) -> list[str | None] | None:
+def replies(desk: JudgeDesk | None, asked: Sequence[Request]) -> list[str | None] | None:
     """The judge's replies to those requests; None without a judge."""
-    if desk is None or benchmark.judge is None or not desk.model:
-        return None
-    return [desk.reply(prompt, benchmark.judge.max_new_tokens) for prompt in prompts]
-
-
-_KEPT = (
-    "base_url",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "extra_body",
-)
-
-
-def described(config: JudgeConfig, model: str) -> dict[str, Any]:
-    """What is said of a judge beside the results: all that its replies are kept under."""
-    return {"model": model} | {name: getattr(config, name) for name in _KEPT}
+    return None if desk is None or not desk.model else [desk.reply(request) for request in asked]
 
 
 def former(described: Mapping[str, Any]) -> JudgeConfig:
     """The judge of earlier results, to find its replies again; it cannot be asked without a key that it may need."""
-    known = {name: described[name] for name in ("model", *_KEPT) if name in described}
+    known = {name: described[name] for name in ("model", *JudgeDesk.KEPT) if name in described}
     return JudgeConfig(**known, json_mode="off", sleep="never")

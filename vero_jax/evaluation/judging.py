@@ -33,6 +33,7 @@ _RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]", re.ASCII)
 _COMPONENT = re.compile(r"component\s+(\d{1,3})\s*:\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)", re.IGNORECASE | re.ASCII)
 _TOTAL = re.compile(r"total\s+score\s*:\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)", re.IGNORECASE | re.ASCII)
 _CONSTRAINT = re.compile(r"score of (constraint[_-]\d{1,4})\s*:\s*(\d{1,4})\s*/\s*(\d{1,4})", re.IGNORECASE | re.ASCII)
+_RIGHT_OR_WRONG = re.compile(r"\b(right|wrong)\b")
 _SUMMARY = re.compile(r"summary", re.IGNORECASE)
 
 
@@ -92,10 +93,11 @@ def extracted_and_score(reply: str) -> tuple[Any, int] | None:
         return None
 
 
-def three_way(reply: str) -> str | None:
+def three_way(reply: str, *, strict: bool = False) -> str | None:
     """SimpleVQA's label: the first value of a JSON object, also of one that never closes; None without any.
 
-    Longer texts that are no label mean "not attempted", as in the reference; shorter ones stay as they are.
+    Longer texts that are no label ("Correct") mean "not attempted", as in the reference; shorter ones stay as they are.
+    `strict` knows the three labels only.
     """
     value = json_object(reply)
     if value is not None:
@@ -103,18 +105,23 @@ def three_way(reply: str) -> str | None:
     else:
         match = _LABEL_VALUE.search(reply[:MAX_LENGTH])
         label = match.group(1) if match else None
-    if not isinstance(label, str):
+    if not isinstance(label, str) or (strict and label not in (RIGHT, WRONG, NOT_ATTEMPTED)):
         return None
     return NOT_ATTEMPTED if len(label) > 3 and label not in (RIGHT, WRONG, NOT_ATTEMPTED) else label
 
 
-def share(reply: str) -> float | None:
-    """MM-Vet's score between 0 and 1: the first number in a JSON object, the first word, else a number of that kind."""
+def share(reply: str, *, strict: bool = False) -> float | None:
+    """MM-Vet's score between 0 and 1: the first number in a JSON object, the first word, else a number of that kind.
+
+    As in the reference, a number of the object that lies outside is moved to 0 or 1; to `strict` it is none.
+    """
     value = json_object(reply)
     if value is not None:
         numbers = [as_float(item) for item in value.values() if not isinstance(item, bool | None)]
         found = next((number for number in numbers if number is not None and math.isfinite(number)), None)
-        return None if found is None else min(max(found, 0.0), 1.0)
+        if found is None or (strict and not 0 <= found <= 1):
+            return None
+        return min(max(found, 0.0), 1.0)
     first = as_float(next(iter(reply.split(maxsplit=1)), ""))
     if first is not None and 0 <= first <= 1:
         return first
@@ -132,7 +139,8 @@ def components(reply: str, names: Sequence[str], *, strict: bool = False) -> tup
     """MIA-Bench's shares by component, and the total between 0 and 1; None when nothing can be read.
 
     As in the reference, only the text up to the first full stop is read, so that a decimal cuts it off; the mean of the
-    components stands in for a total. `strict` reads all of the reply, and takes nothing for a total but a total.
+    components stands in for a total. `strict` reads all of the reply, and takes nothing for a total but a total that is
+    not above its maximum.
     """
     reply = reply[:MAX_LENGTH]
     text = reply if strict else reply.split(".", 1)[0]
@@ -144,15 +152,25 @@ def components(reply: str, names: Sequence[str], *, strict: bool = False) -> tup
     shares = {name: found.get(index, 0.0) for index, name in enumerate(names, 1)}
     total = _TOTAL.search(text)
     if total and float(total.group(2)):
-        return shares, min(max(float(total.group(1)) / float(total.group(2)), 0.0), 1.0)
+        part = float(total.group(1)) / float(total.group(2))
+        return None if strict and part > 1 else (shares, min(part, 1.0))
     if strict or not found:
         return None
     return shares, sum(found.values()) / len(found)
 
 
-def right_or_wrong(reply: str) -> int | None:
-    """MMIFEval's verdict on a question about the picture; "right" wins."""
+def right_or_wrong(reply: str, *, strict: bool = False) -> int | None:
+    """MMIFEval's verdict on a question about the picture.
+
+    As in the reference, "right" wins, also in "wrong, the right answer is ..."; to `strict` the first word counts, else
+    the only one of the two.
+    """
     text = reply.lower()
+    if strict:
+        found = _RIGHT_OR_WRONG.findall(text[:MAX_LENGTH])
+        first = _RIGHT_OR_WRONG.match(text.lstrip(" \n\"'*`{[:"))
+        verdicts = {first.group(1)} if first else set(found)
+        return int("right" in verdicts) if len(verdicts) == 1 else None
     return 1 if "right" in text else 0 if "wrong" in text else None
 
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vero_jax.evaluation.benchmark import Answer, Benchmark
-from vero_jax.evaluation.judges import JudgeDesk, replies
+from vero_jax.evaluation.judge_desk import JudgeDesk
+from vero_jax.evaluation.judges import replies, requests
 from vero_jax.evaluation.loaders import order
 from vero_jax.evaluation.registry import table_rows
-from vero_jax.evaluation.results import Result, Table, not_run, result, table
+from vero_jax.evaluation.results import Result, Table, not_run, own_answers, result, table
 from vero_jax.evaluation.score import Score
 from vero_jax.evaluation.variants import Variant
 
@@ -59,17 +60,18 @@ def own_questions(benchmark: Benchmark, records: Records) -> list[str]:
 
 def items(benchmark: Benchmark, records: Records, variant: Variant) -> Iterator[Item]:
     """The answers to the questions that count, by question and sample, each with the answers that go to it."""
-    others: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-    for record in records.values() if benchmark.belongs_to else ():
-        place = benchmark.belongs_to(record["row"]) if benchmark.belongs_to and "row" in record else None
-        if place is not None:
-            for sample, response in enumerate(record["responses"]):
-                others[place[0], sample][place[1]] = benchmark.answer(response["text"], variant).text
-    for name in own_questions(benchmark, records):
-        record = records[name]
-        for sample, response in enumerate(record.get("responses", ())):
-            answer = benchmark.answer(response["text"], variant, others.get((str(record["row"].get("id")), sample)))
-            yield Item(name, sample, answer, record)
+    names = [name for name in sorted(records, key=order) if "row" in records[name]]
+    asked = [records[name] for name in names]
+    rows = [record["row"] for record in asked]
+    samples = min((len(record["responses"]) for record in asked), default=0)
+    found = [
+        Item(names[place], sample, answer, asked[place])
+        for sample in range(samples)
+        for place, answer in own_answers(
+            benchmark, rows, [record["responses"][sample]["text"] for record in asked], variant
+        )
+    ]
+    yield from sorted(found, key=lambda item: (order(item.id), item.sample))
 
 
 def scored_rows(
@@ -89,8 +91,8 @@ def scored_rows(
 
 def _scored(benchmark: Benchmark, item: Item, desk: JudgeDesk | None) -> tuple[dict[str, Any], Score]:
     record, response = item.record, item.record["responses"][item.sample]
-    prompts = benchmark.requests(item.answer, record["row"])
-    given = replies(desk, benchmark, prompts)
+    asked = requests(desk, benchmark, item.answer, record)
+    given = replies(desk, asked)
     score = benchmark.score(item.answer, record["row"], given)
     line = {
         "task": benchmark.name,
@@ -106,8 +108,8 @@ def _scored(benchmark: Benchmark, item: Item, desk: JudgeDesk | None) -> tuple[d
         "row": record["row"],
     }
     if benchmark.judge is not None:
-        pairs = zip(prompts, given or [None] * len(prompts), strict=True)
-        line["judge"] = [{"prompt": prompt, "reply": reply} for prompt, reply in pairs]
+        pairs = zip(asked, given or [None] * len(asked), strict=True)
+        line["judge"] = [{"prompt": request.prompt, "reply": reply} for request, reply in pairs]
     return line, score
 
 
@@ -124,7 +126,7 @@ def task_outcome(
             if score.value is not None:
                 by_question[line["id"]].append(score.value)
     runs = [result(benchmark, scores, left_out) for scores in by_sample]
-    means = [statistics.fmean(values) * benchmark.scale for values in by_question.values()]
+    means = [benchmark.published(statistics.fmean(values)) for values in by_question.values()]
     asked = [line for line, score in lines if score is not None]
     return TaskOutcome(
         benchmark,
@@ -141,7 +143,8 @@ def results_json(outcomes: Sequence[TaskOutcome], settings: Mapping[str, Any], s
     runs = max((len(outcome.runs) for outcome in outcomes if outcome.runs[0].score is not None), default=1)
     tables = [table([outcome.runs[min(run, len(outcome.runs) - 1)] for outcome in outcomes]) for run in range(runs)]
     overall = _pooled([found.overall for found in tables])
-    named = Table({}, {}, (overall["score"], overall["strict"]), tables[0].covered, tables[0].total)
+    covered, strictly, total = tables[0].covered, min(found.strictly for found in tables), tables[0].total
+    named = Table({}, {}, (overall["score"], overall["strict"]), covered, strictly, total)
     return {
         "format": 1,
         **settings,
@@ -154,7 +157,7 @@ def results_json(outcomes: Sequence[TaskOutcome], settings: Mapping[str, Any], s
         "categories": {
             category: _pooled([found.categories[category] for found in tables]) for category in tables[0].categories
         },
-        "overall": {**overall, "covered": tables[0].covered, "total": tables[0].total},
+        "overall": {**overall, "covered": covered, "strictly_covered": strictly, "total": total},
         "summary": named.summary(),
     }
 

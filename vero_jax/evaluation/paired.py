@@ -80,8 +80,8 @@ def difference(task: Paired, draws: int, seed: int) -> Difference:
         size = min(block, draws - start)
         weights = _weights(rng, size, count)
         found[start : start + size] = second.figures(weights) - first.figures(weights)
-    scale = task.benchmark.scale
-    return Difference.of(float(first.figures(every)[0]) * scale, float(second.figures(every)[0]) * scale, found * scale)
+    a, b = (task.benchmark.published(float(side.figures(every)[0])) for side in (first, second))
+    return Difference.of(a, b, found * task.benchmark.scale)
 
 
 def mean_difference(parts: Sequence[Difference]) -> Difference:
@@ -99,7 +99,7 @@ def turned(task: Paired) -> tuple[int, int]:
 
     Right is half of the full marks or more, in the mean of the samples.
     """
-    half = 50.0 / task.benchmark.scale
+    half = task.benchmark.half_marks
     right = [
         (_marks(before, task.strict) >= half, _marks(after, task.strict) >= half)
         for before, after in zip(task.a, task.b, strict=True)
@@ -164,7 +164,7 @@ class _Sums:
 def _called(task: Paired, draws: int, rng: np.random.Generator) -> Difference:
     def figure(side: Sequence[Sequence[Score]], picked: Sequence[int] | Int[np.ndarray, "Q"]) -> float:
         scores = [score for index in picked for score in side[index]]
-        return float(task.benchmark.aggregate(scores, task.strict)["score"]) * task.benchmark.scale
+        return task.benchmark.published(float(task.benchmark.aggregate(scores, task.strict)["score"]))
 
     count = len(task.a)
     found = np.empty(draws)

@@ -108,11 +108,17 @@ def _of_mean(errors: Sequence[float | None]) -> float | None:
     return math.sqrt(sum(error**2 for error in known)) / len(known)
 
 
-def _score(value: float | None, error: float | None = None, reason: str = "") -> str:
+def _score(value: float | None, error: float | None = None, reason: str = "", absent: str = "not run") -> str:
     if value is None:
-        return f'<span class="muted" title="{escape(reason)}">not run</span>'
+        return f'<span class="muted" title="{escape(reason)}">{absent}</span>'
     shown = f"{value:.1f}"
     return shown if error is None else f'{shown} <span class="error">± {error:.1f}</span>'
+
+
+def _strict(means: Mapping[str, Any], reason: str = "") -> str:
+    """The strict figure, which there is none of also where no reply of the judge can be read."""
+    absent = "not run" if means.get("score") is None else "unjudged"
+    return _score(means.get("strict"), reason=reason, absent=absent)
 
 
 def _by_pair(cells: Iterable[tuple[Pair, str]], chosen: Pair) -> str:
@@ -124,12 +130,12 @@ def _by_pair(cells: Iterable[tuple[Pair, str]], chosen: Pair) -> str:
 
 
 def _tiles(figures: _Figures, chosen: Pair) -> str:
-    overall, strict = figures.overall.get("score"), figures.overall.get("strict")
+    overall = figures.overall.get("score")
     covered = figures.covered()
     means = [(pair, published_means(covered or table_rows(), pair.key)) for pair in PAIRS]
     tiles = [
         (_score(overall, figures.mean_error()), "overall"),
-        (_score(strict), "strict"),
+        (_strict(figures.overall), "strict"),
         (f"{len(covered)} of {len(table_rows())}", "benchmarks"),
         (_by_pair([(pair, f"{mean[0]:.1f}" if mean else "-") for pair, mean in means], chosen), "base, same rows"),
         (_by_pair([(pair, f"{mean[1]:.1f}" if mean else "-") for pair, mean in means], chosen), "Vero, same rows"),
@@ -138,7 +144,7 @@ def _tiles(figures: _Figures, chosen: Pair) -> str:
 
 
 def _facts(found: Mapping[str, Any]) -> str:
-    judge = found.get("judge")
+    judge, seeing = found.get("judge"), found.get("vision_judge")
     limit, tokens = found.get("limit"), found.get("max_new_tokens")
     facts = {
         "checkpoint": found.get("checkpoint"),
@@ -149,9 +155,10 @@ def _facts(found: Mapping[str, Any]) -> str:
         "new tokens": "the variant's" if tokens is None else f"at most {tokens:,}",
         "pixels": None if found.get("max_pixels") is None else f"at most {found['max_pixels']:,}",
         "system prompt": found.get("system"),
-        "judge": "none" if judge is None else _words(judge),
+        "judge": "none" if judge is None and seeing is None else _words(judge),
+        "judge that sees": _words(seeing),
         "data": found.get("data"),
-        "took": None if found.get("seconds") is None else _duration(float(found["seconds"])),
+        "last start took": None if found.get("seconds") is None else _duration(float(found["seconds"])),
     }
     return "".join(
         f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>"
@@ -163,7 +170,7 @@ def _facts(found: Mapping[str, Any]) -> str:
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {item}" for name, item in value.items() if item not in (None, ""))
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def _duration(seconds: float) -> str:
@@ -182,6 +189,9 @@ def _notes(found: Mapping[str, Any], figures: _Figures) -> str:
         )
     if found.get("limit") is not None:
         notes.append("The paper's figures are over all questions of a benchmark, these are over some.")
+    unread = [row for row in figures.covered() if figures.score(row, "strict") is None]
+    if unread:
+        notes.append(f"The strict means leave out {', '.join(unread)}: no reply of the judge can be read.")
     unjudged = sum(int(task.get("unjudged") or 0) for task in figures.tasks.values())
     left = sum(sum((task.get("left_out") or {}).values()) for task in figures.tasks.values())
     if unjudged or left:
@@ -221,7 +231,7 @@ def _mean_line(
     paper = {pair: published_means(covered or rows, pair.key) for pair in PAIRS}
     return (
         f'<tr class="{kind}"><th scope="row">{escape(name)}{count}</th>'
-        f"<td>{_score(means.get('score'), figures.mean_error(category))}</td><td>{_score(means.get('strict'))}</td>"
+        f"<td>{_score(means.get('score'), figures.mean_error(category))}</td><td>{_strict(means)}</td>"
         f"{_paper_cells(means.get('score'), paper, chosen)}<td></td><td></td><td></td></tr>"
     )
 
@@ -261,7 +271,7 @@ def _row(figures: _Figures, row: str, failed: Sequence[Failures], chosen: Pair) 
         f'<tr class="row"><th scope="row"><button type="button" class="unfold" aria-expanded="false" '
         f'aria-controls="{key}">{escape(row)}</button></th>'
         f"<td>{_score(figures.score(row), figures.error(row), reason)}</td>"
-        f"<td>{_score(figures.score(row, 'strict'), reason=reason)}</td>"
+        f"<td>{_strict(figures.rows.get(row) or {}, reason)}</td>"
         f"{_paper_cells(figures.score(row), paper, chosen)}"
         f"{''.join(f'<td>{text}</td>' for text in numbers)}</tr>"
         f'<tr class="more" id="{key}" hidden><td colspan="{_COLUMNS}">{details}{links}</td></tr>'

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from vero_jax.evaluation.benchmark import CATEGORIES, Benchmark, Row
+from vero_jax.evaluation.benchmark import CATEGORIES, Answer, Benchmark, Row
 from vero_jax.evaluation.registry import all_benchmarks, table_rows
 from vero_jax.evaluation.score import Score
 from vero_jax.evaluation.variants import Variant
@@ -47,14 +47,41 @@ class Table:
     """Mean of all rows that were run; not the mean of the categories."""
     covered: int
     """Rows in the overall figure."""
+    strictly: int
+    """Rows in the overall strict figure: without those of which no reply of a judge can be read."""
     total: int
 
     def summary(self) -> str:
         """One line, such as "overall 61.3 (strict 60.9) over 21 of 30 benchmarks"."""
         if self.overall[0] is None:
             return f"no overall figure: none of {self.total} benchmarks was run"
-        strict = "" if self.overall[1] is None else f" (strict {self.overall[1]:.1f})"
+        fewer = "" if self.strictly == self.covered else f" over {self.strictly}"
+        strict = "" if self.overall[1] is None else f" (strict {self.overall[1]:.1f}{fewer})"
         return f"overall {self.overall[0]:.1f}{strict} over {self.covered} of {self.total} benchmarks"
+
+
+def own_answers(
+    benchmark: Benchmark, rows: Sequence[Row], completions: Sequence[str], variant: Variant
+) -> list[tuple[int, Answer]]:
+    """(place in `rows`, answer) of the rows that are questions of their own, with the answers that go to them.
+
+    Args:
+      completions: one to each row.
+    """
+    answers = [benchmark.answer(completion, variant) for _, completion in zip(rows, completions, strict=True)]
+    if benchmark.belongs_to is None:
+        return list(enumerate(answers))
+    others: dict[str, dict[str, str]] = {}
+    own = []
+    for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        other = benchmark.belongs_to(row)
+        if other is None:
+            own.append((place, answer))
+        else:
+            others.setdefault(other[0], {})[other[1]] = answer.text
+    return [
+        (place, dataclasses.replace(answer, others=others.get(str(rows[place].get("id")), {}))) for place, answer in own
+    ]
 
 
 def score_answers(
@@ -69,20 +96,10 @@ def score_answers(
     Args:
       ask: the judge; without one, judged answers come back unjudged.
     """
-    answers = [benchmark.answer(completion, variant) for completion in completions]
-    others: dict[str, dict[str, str]] = {}
-    own = []
-    for row, answer in zip(rows, answers, strict=True):
-        place = benchmark.belongs_to(row) if benchmark.belongs_to else None
-        if place is None:
-            own.append((row, answer))
-        else:
-            others.setdefault(place[0], {})[place[1]] = answer.text
     scores = []
-    for row, answer in own:
-        answer = dataclasses.replace(answer, others=others.get(str(row.get("id")), {})) if others else answer
-        replies = None if ask is None else [ask(prompt) for prompt in benchmark.requests(answer, row)]
-        scores.append(benchmark.score(answer, row, replies))
+    for place, answer in own_answers(benchmark, rows, completions, variant):
+        replies = None if ask is None else [ask(prompt) for prompt in benchmark.requests(answer, rows[place])]
+        scores.append(benchmark.score(answer, rows[place], replies))
     return scores
 
 
@@ -130,12 +147,12 @@ def table(results: Sequence[Result]) -> Table:
     categories = {
         category: _mean_of_run([pair for row, pair in rows.items() if of[row] == category]) for category in CATEGORIES
     }
-    covered = sum(pair[0] is not None for pair in rows.values())
-    return Table(rows, categories, _mean_of_run(list(rows.values())), covered, len(rows))
+    covered, strictly = (sum(pair[kind] is not None for pair in rows.values()) for kind in (0, 1))
+    return Table(rows, categories, _mean_of_run(list(rows.values())), covered, strictly, len(rows))
 
 
 def _scaled(benchmark: Benchmark, figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: value * benchmark.scale for name, value in figures.items()}
+    return {name: benchmark.published(value) for name, value in figures.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vero_jax.config import JudgeConfig
 from vero_jax.errors import UserError
-from vero_jax.evaluation.judges import JudgeDesk
+from vero_jax.evaluation.judge_desk import JudgeDesk, Request
 from vero_jax.rewards.judge_server import Wording
 
 
@@ -43,17 +43,16 @@ class RunJudge:
 
     def replies(self, prompts: Sequence[str], max_new_tokens: int) -> dict[str, str | None]:
         """The reply to each request, None where there is none. A server that has gone is said, and is no error."""
-        most = max(self._config.max_tokens, max_new_tokens)  # a judge that thinks has been given more
         try:
             # What the server does not offer was said when it was first asked.
             with self._desk(lambda text: None) as desk:
                 try:
                     for prompt in dict.fromkeys(prompts):
-                        desk.submit(prompt, max_new_tokens=most, readable=_not_empty, about="")
+                        desk.submit(Request(prompt, max_new_tokens), readable=_not_empty, about="")
                     desk.finish()
                 except UserError as error:
                     self._say_missing(error)
-                return {prompt: desk.reply(prompt, most) for prompt in prompts}
+                return {prompt: desk.reply(Request(prompt, max_new_tokens)) for prompt in prompts}
         except UserError as error:
             self._say_missing(error)
             return {}

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -188,18 +188,30 @@ def data_url(data: bytes, max_pixels: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def add_server_arguments(parser: argparse.ArgumentParser, defaults: JudgeConfig, prefix: str = "") -> None:
+def with_pictures(text: str, images: Sequence[bytes], max_pixels: int) -> Question:
+    """One user turn as the API takes it: the images, none above `max_pixels`, then the text. Raises `ImageError`."""
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": data_url(data, max_pixels)}} for data in images
+    ]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def add_server_arguments(
+    parser: argparse.ArgumentParser, defaults: JudgeConfig, prefix: str = "", leave_out: Collection[str] = ()
+) -> None:
     """The options of the server and of its sampling.
 
     Args:
       prefix: goes before their names, such as "judge-", where a command has models of several kinds.
+      leave_out: names, without the prefix, of those that the command has no use for, or describes itself.
     """
     group = parser.add_argument_group("the model's server (any with OpenAI's POST /chat/completions)")
 
     known = dataclasses.asdict(defaults)
 
     def add(name: str, **settings: Any) -> None:
-        group.add_argument(f"--{prefix}{name}", **settings)
+        if name not in leave_out:
+            group.add_argument(f"--{prefix}{name}", **settings)
 
     add("base-url", default=defaults.base_url, metavar="URL", help="up to /v1; default: %(default)s")
     add("model", default="", help="name that the server knows; default: the only one that it lists")

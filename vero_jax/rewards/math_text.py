@@ -13,6 +13,7 @@ import itertools
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -41,6 +42,8 @@ MAX_REMEMBERED_LENGTH = 256
 FLOAT_DECIMALS = 6
 """Floats are compared after rounding to this many decimals."""
 COMPARISON_DIGITS = 15
+_CLOCKS_APART = 0.02
+"""Seconds by which the clock of a timer may be ahead of a thread's."""
 
 Target: TypeAlias = LatexExtractionConfig | ExprExtractionConfig | StringExtractionConfig
 
@@ -57,7 +60,9 @@ class OutOfTime(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime in the body after `seconds` of processor time, so that a busy machine changes no score.
+    """Raises OutOfTime in the body after `seconds` of this thread's processor time, or half a second more.
+
+    So neither a busy machine nor another thread of the process changes a score.
 
     Works in the main thread of a process that can take signals; elsewhere there is no limit.
     """
@@ -65,10 +70,11 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    running = True
+    running, end = True, time.thread_time() + seconds
 
     def ring(*_: object) -> None:
-        if running:
+        # The timer counts the time of all threads, by a clock of its own.
+        if running and time.thread_time() >= end - _CLOCKS_APART:
             raise OutOfTime
 
     # An exception that is raised inside a callback of the garbage collector, or a finalizer, is printed and lost. So

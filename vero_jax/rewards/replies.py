@@ -28,14 +28,19 @@ def reply_key(row_id: str, request: Mapping[str, Any], rollout: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def read_records(path: Path) -> dict[str, dict[str, Any]]:
+def read_records(
+    path: Path, fits: Callable[[Mapping[str, Any]], bool] = lambda record: True
+) -> dict[str, dict[str, Any]]:
     """What a `ReplyFile` left, by key; nothing where there is no file.
+
+    Args:
+      fits: whether a record is whole; the others are left out.
 
     Raises:
       UserError: the file cannot be read.
     """
     try:
-        return {str(record["key"]): record for _, record in _lines(path) if record is not None}
+        return {str(record["key"]): record for _, record in _lines(path) if record is not None and fits(record)}
     except FileNotFoundError:
         return {}
     except OSError as error:

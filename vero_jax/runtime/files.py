@@ -12,13 +12,14 @@ from pathlib import Path
 from vero_jax.errors import UserError
 
 _USER_ERRNOS = {
-    errno.ENOSPC: "the disk is full: free some space and start again, the run goes on from its last checkpoint",
+    errno.ENOSPC: "the disk is full: free some space and start again (a run goes on from its last checkpoint)",
     errno.EDQUOT: "your disk quota is used up: free some space and start again",
-    errno.EROFS: "the file system is read-only: choose another run_dir",
-    errno.EACCES: "permission is denied: choose another run_dir or change the folder's rights",
-    errno.EPERM: "permission is denied: choose another run_dir or change the folder's rights",
-    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another run_dir",
-    errno.EEXIST: "a file of that name is in the way: move it or choose another run_dir",
+    errno.EROFS: "the file system is read-only: choose another folder (of a run: run_dir)",
+    errno.EACCES: "permission is denied: choose another folder (of a run: run_dir) or change the folder's rights",
+    errno.EPERM: "permission is denied: choose another folder (of a run: run_dir) or change the folder's rights",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder (of a run: run_dir)",
+    errno.EISDIR: "that is a folder: give the name of a file",
+    errno.EEXIST: "a file of that name is in the way: move it or choose another folder (of a run: run_dir)",
 }
 
 

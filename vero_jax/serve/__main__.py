@@ -20,12 +20,11 @@ from pathlib import Path
 
 import uvicorn
 
-from vero_jax.checkpoints.hub import resolve_checkpoint
 from vero_jax.config import DataConfig, RolloutConfig
 from vero_jax.data.processor import Processor
 from vero_jax.data.prompts import system_prompt
 from vero_jax.errors import UserError, friendly
-from vero_jax.generate import default_sampling, open_engine, policy_parts
+from vero_jax.generate import default_sampling, open_engine, policy_folder, policy_parts
 from vero_jax.models.config import ModelConfig
 from vero_jax.runtime.compilation import enable_compilation_cache, spare_host_threads
 from vero_jax.sampling.room import SMALLEST_IMAGE, SMALLEST_PROMPT, ladder
@@ -61,7 +60,7 @@ def open_session(
     Raises:
       UserError: the folder cannot be used.
     """
-    folder, adapter = policy_parts(resolve_checkpoint(folder))
+    folder, adapter = policy_parts(policy_folder(folder))
     processor = Processor.from_folder(
         folder, system_prompt=system, max_prompt_length=max_prompt_tokens, max_pixels=max_pixels
     )
@@ -102,7 +101,7 @@ class Server(uvicorn.Server):
 @friendly
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vero_jax.serve", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folder", help="checkpoint folder, PEFT adapter folder, or id of the model hub")
+    parser.add_argument("folder", help="checkpoint folder, PEFT adapter folder, run directory, or id of the model hub")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--model-name", help="that clients ask for; the folder's name otherwise")
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"the environment variable {args.api_key_env} of --api-key-env is not set or empty")
     spare_host_threads()
     enable_compilation_cache(DataConfig().cache_dir)
-    folder = resolve_checkpoint(args.folder)
+    folder = policy_folder(args.folder)
     sampling = default_sampling(policy_parts(folder)[0])
     session, processor = open_session(
         folder,

@@ -26,7 +26,7 @@ class Behaviour:
     """One yes-or-no question about a whole trace."""
 
     name: str
-    """As in files and tables."""
+    """As in the papers, in files and tables; `catalogue.LABELS` has its label in pictures."""
     group: str
     definition: str
     criteria: tuple[str, ...]

@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
+from vero_jax.evaluation.behaviours.catalogue import LABELS
+from vero_jax.evaluation.behaviours.lengths import ALL
 from vero_jax.evaluation.behaviours.rates import Rate
 from vero_jax.runtime.files import atomic_write
 
@@ -39,8 +41,19 @@ def draw_overview(cells: Cells, inputs: Sequence[str], domains: Sequence[str], n
         _draw(axes, values, size=7)
         axes.set_title(fill(f"trained on {trained_on}", 10 * len(domains)), fontsize=10)
         axes.set_xticks(range(len(domains)), [_counted(domain, values, at) for at, domain in enumerate(domains)])
-        axes.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names))
+        axes.set_yticks(range(len(names)), _labels(names) if place % columns == 0 else [""] * len(names))
     _finish(figure, grid, len(inputs), "presence rate of each behaviour", out)
+
+
+def draw_training(cells: Cells, inputs: Sequence[str], names: Sequence[str], out: Path) -> None:
+    """Behaviours by what was trained on, over all domains: the paper's figures 11 and D3."""
+    figure = _figure(3.6 + 0.62 * len(inputs), 0.235 * len(names) + 2.4)
+    axes = figure.subplots()
+    values = [[cells.get((trained_on, ALL, name)) for trained_on in inputs] for name in names]
+    _draw(axes, values, size=7)
+    axes.set_xticks(range(len(inputs)), [_counted(one, values, at) for at, one in enumerate(inputs)])
+    axes.set_yticks(range(len(names)), _labels(names))
+    _finish(figure, [axes], 1, "presence rate by training, over all domains", out)
 
 
 def draw_behaviours(
@@ -54,12 +67,27 @@ def draw_behaviours(
     grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for place, (axes, name) in enumerate(zip(grid, names, strict=False)):
         _draw(axes, [[cells.get((one, domain, name)) for domain in domains] for one in inputs], size=6)
-        axes.set_title(name, fontsize=8)
+        axes.set_title(LABELS[name], fontsize=8)
         lowest = place + columns >= len(names)
         axes.set_xticks(range(len(domains)), [_wrapped(domain) if lowest else "" for domain in domains])
         axes.set_yticks(range(len(inputs)), [fill(one, 24) if place % columns == 0 else "" for one in inputs])
     title = "presence rate: rows say what was trained on, columns what was evaluated"
     _finish(figure, grid, len(names), title, out)
+
+
+def by_prevalence(cells: Cells, inputs: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The behaviours from the most to the least frequent one, by the mean of the inputs' rates over all domains."""
+
+    def prevalence(name: str) -> float:
+        rates = [one.rate for trained_on in inputs if (one := cells.get((trained_on, ALL, name))) is not None]
+        known = [rate for rate in rates if rate is not None]
+        return sum(known) / len(known) if known else -1.0
+
+    return sorted(names, key=prevalence, reverse=True)
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    return [LABELS[name] for name in names]
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -9,8 +9,8 @@ from typing import Any
 
 from vero_jax.evaluation.behaviours.behaviour import Behaviour
 from vero_jax.evaluation.behaviours.catalogue import BEHAVIOURS
+from vero_jax.evaluation.behaviours.protocol import MAX_TRACE, SEED
 from vero_jax.evaluation.behaviours.questions import prompt, read_reply
-from vero_jax.evaluation.behaviours.rates import SEED
 from vero_jax.evaluation.behaviours.traces import Trace, thinking
 from vero_jax.rewards.asking import Ask
 from vero_jax.rewards.judge_server import JudgeServer, Question
@@ -32,17 +32,18 @@ class BehaviourJudge:
     Args:
       server: gives the requests that replies are kept under.
       replies: made with `parse_record`.
+      trace_characters: that the judge sees of a trace; of a longer one both ends.
     """
 
-    def __init__(self, server: JudgeServer, replies: ReplyFile[int]) -> None:
-        self._server, self._replies = server, replies
+    def __init__(self, server: JudgeServer, replies: ReplyFile[int], trace_characters: int = MAX_TRACE) -> None:
+        self._server, self._replies, self._most = server, replies, trace_characters
 
     def missing(self, traces: Sequence[Trace]) -> Iterator[Ask]:
         """The questions that have no reply yet, each once, all of one trace in a row."""
         asked: set[str] = set()
         for trace in traces:
             for behaviour in BEHAVIOURS:
-                text = prompt(behaviour, reasoning(trace))
+                text = prompt(behaviour, reasoning(trace), self._most)
                 key = self._key(text)
                 if self._replies.get(key) is None and key not in asked:
                     asked.add(key)
@@ -50,7 +51,7 @@ class BehaviourJudge:
 
     def said(self, trace: Trace, behaviour: Behaviour) -> int | None:
         """1 or 0, `UNREADABLE` for a reply that says neither, None without a reply."""
-        return self._replies.get(self._key(prompt(behaviour, reasoning(trace))))
+        return self._replies.get(self._key(prompt(behaviour, reasoning(trace), self._most)))
 
     def _key(self, text: str) -> str:
         return reply_key("", self._server.request(text) | {"seed": SEED}, 0)  # equal traces share a reply

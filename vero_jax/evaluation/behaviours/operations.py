@@ -6,7 +6,7 @@ from vero_jax.evaluation.behaviours.behaviour import OPERATION, Behaviour, Examp
 
 OPERATIONS = (
     Behaviour(
-        "context alignment",
+        "context-alignment",
         OPERATION,
         "The arrangement of the reasoning is fitted to the kind of problem, or to its parts where these differ.",
         (
@@ -24,7 +24,7 @@ OPERATIONS = (
         ),
     ),
     Behaviour(
-        "knowledge alignment",
+        "knowledge-structure-alignment",
         OPERATION,
         "The reasoning follows the structure of the field: its concepts, distinctions, conventions and usual order.",
         (
@@ -56,7 +56,7 @@ OPERATIONS = (
         ),
     ),
     Behaviour(
-        "selective attention",
+        "selective-attention",
         OPERATION,
         "Relevant details are picked out, and others set aside on purpose.",
         (
@@ -72,7 +72,7 @@ OPERATIONS = (
         ),
     ),
     Behaviour(
-        "adaptive detail management",
+        "adaptive-detail-management",
         OPERATION,
         "The level of detail changes as needed: closer where it matters, coarser where it does not.",
         (
@@ -90,7 +90,7 @@ OPERATIONS = (
         ),
     ),
     Behaviour(
-        "decomposition and integration",
+        "decomposition-and-integration",
         OPERATION,
         "A problem is divided into parts that are solved one by one, and the results are put together.",
         (
@@ -108,7 +108,7 @@ OPERATIONS = (
         ),
     ),
     Behaviour(
-        "representational restructuring",
+        "representational-restructuring",
         OPERATION,
         "The problem is put in another form or seen in another way, so that it becomes easier.",
         (
@@ -122,7 +122,7 @@ OPERATIONS = (
         ),
     ),
     Behaviour(
-        "pattern recognition",
+        "pattern-recognition",
         OPERATION,
         "A regularity or a known structure is found in what is given.",
         (
@@ -154,7 +154,7 @@ OPERATIONS = (
         ),
     ),
     Behaviour(
-        "forward chaining",
+        "forward-chaining",
         OPERATION,
         "The reasoning goes from what is given, step by step, to the goal.",
         (
@@ -168,7 +168,7 @@ OPERATIONS = (
         ),
     ),
     Behaviour(
-        "backward chaining",
+        "backward-chaining",
         OPERATION,
         "The reasoning goes from the goal back to what would have to hold for it.",
         (

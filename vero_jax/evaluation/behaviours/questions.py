@@ -6,10 +6,8 @@ import hashlib
 import json
 
 from vero_jax.evaluation.behaviours.behaviour import Behaviour
+from vero_jax.evaluation.behaviours.protocol import MAX_TRACE
 from vero_jax.evaluation.judging import json_object
-
-MAX_TRACE = 32_000
-"""Characters of a trace that the judge sees; of a longer one the first and the last half of this."""
 
 # The trace comes before the behaviour, so that a server with a prefix cache reads it once for all 34 requests.
 _PROMPT = """\
@@ -39,18 +37,18 @@ Reply with one JSON object and nothing else, the explanation first, in one or tw
 """
 
 
-def shortened(trace: str) -> str:
-    """The trace as the judge sees it: as it is up to `MAX_TRACE` characters, else its two ends and what was cut."""
+def shortened(trace: str, most: int = MAX_TRACE) -> str:
+    """The trace as the judge sees it: whole up to `most` (2 or more) characters, else its two ends and what was cut."""
     trace = trace.encode("utf-8", "replace").decode("utf-8")  # no server takes half a surrogate pair
-    if len(trace) <= MAX_TRACE:
+    if len(trace) <= most:
         return trace
-    half = MAX_TRACE // 2
+    half = most // 2
     return f"{trace[:half]}\n[... {len(trace) - 2 * half:,} characters left out ...]\n{trace[-half:]}"
 
 
-def prompt(behaviour: Behaviour, trace: str) -> str:
-    """The whole user message about one trace and one behaviour."""
-    shown = shortened(trace)
+def prompt(behaviour: Behaviour, trace: str, most: int = MAX_TRACE) -> str:
+    """The whole user message about one trace, of which `most` characters are shown, and one behaviour."""
+    shown = shortened(trace, most)
     examples = (
         f"Trace: {example.trace}\nReply: "
         + json.dumps({"explanation": example.why, "present": int(example.present)}, ensure_ascii=False)

@@ -10,7 +10,7 @@ from vero_jax.evaluation.behaviours.operations import OPERATIONS
 
 _INVARIANTS = (
     Behaviour(
-        "logical coherence",
+        "logical-coherence",
         INVARIANT,
         "The steps agree with each other: conclusions follow from what was stated, and contradictions are resolved.",
         (
@@ -68,7 +68,7 @@ _INVARIANTS = (
         ),
     ),
     Behaviour(
-        "conceptual processing",
+        "conceptual-level-processing",
         INVARIANT,
         "The reasoning works with ideas and relations, not only with words, shapes or numbers on the surface.",
         (
@@ -103,7 +103,7 @@ _CONTROLS = (
         ),
     ),
     Behaviour(
-        "context awareness",
+        "context-awareness",
         CONTROL,
         "What the situation asks for is noticed: the wanted form, the purpose, the conditions or the person who asks.",
         (
@@ -121,7 +121,7 @@ _CONTROLS = (
         ),
     ),
     Behaviour(
-        "strategy selection",
+        "strategy-selection",
         CONTROL,
         "A way of proceeding is chosen on purpose.",
         (
@@ -139,7 +139,7 @@ _CONTROLS = (
         ),
     ),
     Behaviour(
-        "goal management",
+        "goal-management",
         CONTROL,
         "Goals are set, ordered, followed or revised in the course of the reasoning.",
         (
@@ -178,7 +178,7 @@ _CONTROLS = (
 
 _REPRESENTATIONS = (
     Behaviour(
-        "sequential organization",
+        "sequential-organization",
         REPRESENTATION,
         "The reasoning is arranged as steps in an order, each after the one before.",
         (
@@ -192,7 +192,7 @@ _REPRESENTATIONS = (
         ),
     ),
     Behaviour(
-        "hierarchical organization",
+        "hierarchical-organization",
         REPRESENTATION,
         "The reasoning is arranged in levels: wholes and parts, kinds and members, main points and sub-points.",
         (
@@ -210,7 +210,7 @@ _REPRESENTATIONS = (
         ),
     ),
     Behaviour(
-        "network organization",
+        "network-organization",
         REPRESENTATION,
         "Things are linked by several relations that cross each other, not along one line or tree.",
         (
@@ -228,7 +228,7 @@ _REPRESENTATIONS = (
         ),
     ),
     Behaviour(
-        "ordinal organization",
+        "ordinal-organization",
         REPRESENTATION,
         "Things are ranked along some quantity or preference.",
         (
@@ -242,7 +242,7 @@ _REPRESENTATIONS = (
         ),
     ),
     Behaviour(
-        "causal organization",
+        "causal-organization",
         REPRESENTATION,
         "Things are related as causes and effects.",
         (
@@ -260,7 +260,7 @@ _REPRESENTATIONS = (
         ),
     ),
     Behaviour(
-        "temporal organization",
+        "temporal-organization",
         REPRESENTATION,
         "Events or states are placed in time: before, after, during, how long.",
         (
@@ -278,7 +278,7 @@ _REPRESENTATIONS = (
         ),
     ),
     Behaviour(
-        "spatial organization",
+        "spatial-organization",
         REPRESENTATION,
         "Things are arranged by their places: position, direction, distance, containment.",
         (

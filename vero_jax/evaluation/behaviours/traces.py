@@ -130,7 +130,7 @@ def _results(path: Path, name: str) -> Input:
         if not domain:
             raise UserError(f"{path}: no benchmark is called {task!r}, and results.json does not name its category")
         benchmark = known.row if known else str(entry.get("row") or task)
-        scale = known.scale / 100 if known else 1.0
+        half = known.half_marks if known else ENOUGH
         for row in folder.rows(task):
             text = row.get("response")
             if not isinstance(text, str):
@@ -146,7 +146,7 @@ def _results(path: Path, name: str) -> Input:
                     text=text,
                     tokens=_count(row.get("tokens")),
                     cut=row.get("stop_reason") == "length",
-                    right=None if value is None else value * scale >= ENOUGH,
+                    right=None if value is None else value >= half,
                 )
             )
     return Input(path, name or path.absolute().name, "results", path, tuple(traces), dict(left_out))

@@ -6,7 +6,7 @@ from vero_jax.evaluation.behaviours.behaviour import VISUAL, Behaviour, Example
 
 VISUAL_BEHAVIOURS = (
     Behaviour(
-        "arithmetic calculation",
+        "arithmetic-calculation",
         VISUAL,
         "Numbers that were read or counted in the picture are computed with, step by step.",
         (
@@ -25,7 +25,7 @@ VISUAL_BEHAVIOURS = (
         ),
     ),
     Behaviour(
-        "mental imagery simulation",
+        "mental-imagery-simulation",
         VISUAL,
         "A scene or object is imagined to change: turned, folded, moved, seen from elsewhere, or continued in time.",
         (
@@ -68,7 +68,7 @@ VISUAL_BEHAVIOURS = (
         ),
     ),
     Behaviour(
-        "systematic regional synthesis",
+        "systematic-regional-synthesis",
         VISUAL,
         "The picture is worked through region by region in some order, and the findings are put together.",
         (
@@ -91,7 +91,7 @@ VISUAL_BEHAVIOURS = (
         ),
     ),
     Behaviour(
-        "visual foraging",
+        "visual-foraging",
         VISUAL,
         "A target is searched for: candidates are looked at, rejected or accepted, and the search goes on elsewhere.",
         (
@@ -111,7 +111,7 @@ VISUAL_BEHAVIOURS = (
         ),
     ),
     Behaviour(
-        "visual grounding",
+        "visual-reference-or-grounding",
         VISUAL,
         "Statements are tied to places in the picture: by coordinates, marks, or a reference that picks out one thing.",
         (

@@ -8,9 +8,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vero_jax.evaluation.behaviours.catalogue import LABELS
 from vero_jax.evaluation.behaviours.heatmap import Cells, span
 from vero_jax.evaluation.behaviours.lengths import MEASURES, Lengths
-from vero_jax.evaluation.behaviours.rates import Rate
+from vero_jax.evaluation.behaviours.rates import Rate, Taken
 
 SHORT = {
     "Chart & OCR": "chart",
@@ -70,6 +71,15 @@ def rate_lines(cells: Cells, inputs: Sequence[str], domains: Sequence[str], name
     return lines
 
 
+def taken_lines(found: Sequence[Taken]) -> list[str]:
+    """A table of how many answers to each benchmark are judged."""
+    rows = [
+        (one.trained_on, one.evaluated_on, one.benchmark or "validation", f"{one.questions:,}", f"{one.judged:,}")
+        for one in found
+    ]
+    return ["", "answers to judge", *table(rows, ("trained on ", "evaluated on ", "benchmark ", "answered", "judged"))]
+
+
 def length_csv(found: Sequence[Lengths]) -> str:
     """One line for each input, domain and measure."""
     return _csv([dataclasses.asdict(one) for one in found])
@@ -87,6 +97,7 @@ def rate_entry(one: Rate) -> dict[str, Any]:
         "trained_on": one.trained_on,
         "evaluated_on": one.evaluated_on,
         "behaviour": one.behaviour.name,
+        "label": LABELS[one.behaviour.name],
         "group": one.behaviour.group,
         "present": one.present,
         "judged": one.judged,

@@ -21,7 +21,8 @@ _FORMAT = (
 def _prompt(row: Row, variant: Variant) -> str:
     phrase = _ARTICLE.sub("", str(row["phrase"]).strip())
     relation = f" Relation: {row['relation']}." if row.get("relation") else ""
-    return f"{str(row['caption']).strip()} Where is the {phrase} located?{relation} {_FORMAT}"
+    scale = variant.about_coordinates(variant.coordinates)
+    return f"{str(row['caption']).strip()} Where is the {phrase} located?{relation} {_FORMAT}{scale}"
 
 
 def _score(answer: Answer, row: Row) -> Score:

@@ -68,7 +68,8 @@ def _read(replies: Sequence[str | None], answer: Answer, row: Row) -> Score:
     if found is None:
         return Score(0.0, None, group=group, missing="unjudged")
     extracted, score = found
-    return Score(float(score), float(score) if score in (0, 1) else None, str(extracted), group)
+    strict, missing = (float(score), "") if score in (0, 1) else (None, "unjudged")
+    return Score(float(score), strict, str(extracted), group, missing=missing)
 
 
 BENCHMARKS = (

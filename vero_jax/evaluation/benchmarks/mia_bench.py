@@ -52,6 +52,6 @@ BENCHMARKS = (
         prompt=lambda row, variant: str(row["instruction"]),
         kind=AnswerKind.LONG,
         extraction=Mode.UNWRAPPED,
-        judge=Judge(_judge, _read, max_new_tokens=4_096),
+        judge=Judge(_judge, _read, max_new_tokens=4_096, pictures=True),
     ),
 )

@@ -57,7 +57,8 @@ def _read(replies: Sequence[str | None], answer: Answer, row: Row) -> Score:
     found = None if replies[0] is None else rating(replies[0])
     if found is None:
         return UNJUDGED
-    return Score(found, found if 1 <= found <= 10 else None, answer.text, str(row.get("category", "")))
+    strict, missing = (found, "") if 1 <= found <= 10 else (None, "unjudged")
+    return Score(found, strict, answer.text, str(row.get("category", "")), missing=missing)
 
 
 BENCHMARKS = (
@@ -69,8 +70,9 @@ BENCHMARKS = (
         prompt=_prompt,
         kind=AnswerKind.LONG,
         extraction=Mode.UNWRAPPED,
-        judge=Judge(_judge, _read, max_new_tokens=4_096),
+        judge=Judge(_judge, _read, max_new_tokens=4_096, pictures=True),
         aggregate=micro_and_macro,
-        scale=10.0,
+        scale=100.0 / 9.0,
+        zero=1.0,  # appendix C of the paper's third version: 100 (x - 1) / 9
     ),
 )

@@ -79,13 +79,14 @@ def _read(replies: Sequence[str | None], answer: Answer, row: Row) -> Score:
     if any(reply is None for reply in replies):
         return UNJUDGED
     read = [reply for reply in replies if reply is not None]
-    found = [right_or_wrong(read[0])] if row.get("tag") == _FACTS else _constraint_figures(read, answer, row)
-    group = str(row.get("tag", ""))
+    facts, group = row.get("tag") == _FACTS, str(row.get("tag", ""))
+    found = [right_or_wrong(read[0])] if facts else _constraint_figures(read, answer, row)
     figures = [float(value) for value in found if value is not None]
     if not found or len(figures) < len(found):
         return Score(0.0, None, answer.text, group, missing="unjudged")
     total = sum(figures) / len(figures)
-    return Score(total, total, answer.text, group)
+    strict = right_or_wrong(read[0], strict=True) if facts else total if max(figures) <= 1 else None
+    return Score(total, strict, answer.text, group, missing="unjudged" if strict is None else "")
 
 
 def _constraint_figures(replies: Sequence[str], answer: Answer, row: Row) -> list[float | None]:
@@ -125,7 +126,7 @@ BENCHMARKS = (
         prompt=_prompt,
         kind=AnswerKind.LONG,
         extraction=Mode.UNWRAPPED,
-        judge=Judge(_judge, _read, max_new_tokens=4_096),
+        judge=Judge(_judge, _read, max_new_tokens=4_096, pictures=True),
         belongs_to=_belongs_to,
     ),
 )

@@ -23,6 +23,11 @@ def _prompt(row: Row, variant: Variant) -> str:
     return f"{row['question']}\n{option_lines(_options(row))}\n\n"
 
 
+def _vision_prompt(row: Row, variant: Variant) -> str:
+    """The screenshot has the question; baselines are told the form of the answer and nothing else."""
+    return variant.instruction("mmmu_pro_vision", AnswerKind.LETTER).strip() or _VISION
+
+
 def _score(answer: Answer, row: Row) -> Score:
     options = _options(row)
     found = mmmu_letter(answer.text, options)
@@ -47,7 +52,7 @@ BENCHMARKS = (
         row="MMMU-Pro Vis",
         category="STEM",
         source=Source("MMMU/MMMU_Pro", "test", ("vision",)),
-        prompt=lambda row, variant: _VISION,
+        prompt=_vision_prompt,
         kind=AnswerKind.LETTER,
         scorer=_score,
         aggregate=rounded(5),

@@ -24,9 +24,11 @@ def _judge(answer: Answer, row: Row) -> list[str]:
 
 def _read(replies: Sequence[str | None], answer: Answer, row: Row) -> Score:
     found = None if replies[0] is None else share(replies[0])
-    if found is None:
+    if replies[0] is None or found is None:
         return UNJUDGED
-    return Score(found, found, answer.text, str(row.get("capability", "")))
+    strict = share(replies[0], strict=True)
+    missing = "unjudged" if strict is None else ""
+    return Score(found, strict, answer.text, str(row.get("capability", "")), missing=missing)
 
 
 BENCHMARKS = (

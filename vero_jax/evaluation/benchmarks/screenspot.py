@@ -24,14 +24,14 @@ def _prompt(row: Row, variant: Variant) -> str:
         command += "."
     if variant.tool_points:
         return _TOOL.format(command=command)
-    return f"Provide the point for the command: {command} {_FORMAT}"
+    return f"Provide the point for the command: {command} {_FORMAT}{variant.about_coordinates(variant.points)}"
 
 
 def _scorer(truth: Coordinates) -> Callable[[Answer, Row], Score]:
     def score(answer: Answer, row: Row) -> Score:
         variant, size = answer.variant, (float(row["width"]), float(row["height"]))
         box = [float(value) for value in row["bbox"]]
-        inside, (x, y) = point_in_box(answer.text, box, truth, size, variant.coordinates, tool=variant.tool_points)
+        inside, (x, y) = point_in_box(answer.text, box, truth, size, variant.points, tool=variant.tool_points)
         found = has_point(answer.text, tool=variant.tool_points)
         group = str(row.get("data_type") or row.get("ui_type") or "")
         return right(inside, inside and found, f"{x:g}, {y:g}" if found else "", group)

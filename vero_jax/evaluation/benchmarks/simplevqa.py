@@ -27,7 +27,7 @@ def _read(replies: Sequence[str | None], answer: Answer, row: Row) -> Score:
     if replies[0] is None:
         return UNJUDGED
     label = three_way(replies[0])
-    return label_score(label or NOT_ATTEMPTED, answer.text, readable=label in _PARTS)
+    return label_score(label or NOT_ATTEMPTED, answer.text, readable=three_way(replies[0], strict=True) is not None)
 
 
 def label_score(label: str, prediction: str = "", *, readable: bool = True) -> Score:

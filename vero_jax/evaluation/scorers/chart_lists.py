@@ -9,7 +9,7 @@ from vero_jax.evaluation.scorers.numbers import (
     any_within,
     leaks,
     parse_number_or_ratio,
-    same_text,
+    same_year_or_range,
     within_relative_exact_zero,
 )
 from vero_jax.rewards.literals import NotData, read_literal
@@ -48,7 +48,7 @@ def _match(target: str, prediction: str, exact: bool, strict: bool) -> float:
     if exact:
         return float(prediction.lower() == target.lower())
     if strict and leaks(prediction, target):
-        return float(same_text(prediction, target))
+        return float(same_year_or_range(prediction, target))
     found, expected = parse_number_or_ratio(prediction), parse_number_or_ratio(target)
     if found is None or expected is None:
         return anls([target], prediction)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Sequence
 
-from vero_jax.evaluation.scorers.letters import place_label
+from vero_jax.evaluation.scorers.letters import place_label, place_labels, strict_letter
 from vero_jax.rewards import math_text
 
 _ANSWER = re.compile(r"answer", re.IGNORECASE)
 _LETTER = re.compile(r"\b([A-Za-z])\b")
 _INTEGER = re.compile(r"\b\d+\b", re.ASCII)
 _CHOICES = "ABCDEFGHIJKLM123456789"
+_LETTERS = 13
+"""Of `_CHOICES`."""
 
 
 def game_tokens(text: str, truth: str, options: Sequence[object]) -> tuple[str, str]:
@@ -26,9 +29,16 @@ def game_tokens(text: str, truth: str, options: Sequence[object]) -> tuple[str, 
 
 
 def strict_game_match(text: str, truth: str, options: Sequence[object]) -> bool:
-    """As `game_tokens` for choices and plain numbers; a truth of several tokens must be met as a whole."""
+    """As `game_tokens` for choices and plain numbers; a truth of several tokens must be met as a whole.
+
+    A letter must be one that the answer states, or that of an option which it names: "it is a wall" is no A.
+    """
     truth = truth.strip()
     found, expected = game_tokens(text, truth, options)
+    if len(truth) == 1 and truth.upper() in string.ascii_uppercase[:_LETTERS]:
+        answer = after_answer(text)
+        labels = place_labels(len(options) or _LETTERS)
+        return (strict_letter(answer, labels, options) or _as_letter(answer.strip(" ."), options)) == truth.upper()
     if len(truth) == 1 or re.fullmatch(r"-?\d+", truth):
         whole = after_answer(text).strip(" .:*\"'()[]")
         if re.fullmatch(r"-?\d+(?:\.\d+)?", whole) and re.fullmatch(r"-?\d+", truth):

@@ -88,26 +88,28 @@ def generic_letter(text: str, labels: str, options: Sequence[object] = ()) -> st
 def strict_letter(text: str, labels: str, options: Sequence[object] = ()) -> str:
     """The letter of an answer without the reference's leaks, or "".
 
-    A stated letter, "(X)" or "X)", a small letter that is the whole answer, or the only option whose text is the answer
-    or stands in it.
+    The only option whose text, longer than a letter, is the answer ("A chair" is no A); a stated letter, "(X)" or "X)",
+    a small letter that is the whole answer, or the only option whose text is the answer or stands in it.
     """
     text = text.strip()
     labels = labels or string.ascii_uppercase
     if not text:
         return ""
+    bare = text.strip(" .,:;*\"'()[]{}")
+    plain = " ".join(bare.lower().split())
+    texts = {label: _plain_option(option) for label, option in zip(labels, options, strict=False)}
+    same = [label for label, option in texts.items() if option and option == plain]
+    if len(same) == 1 and len(plain) > 1:
+        return same[0]
     found = stated_letter(text, labels)
     if found:
         return found
-    bare = text.strip(" .,:;*\"'()[]{}")
     if len(bare) == 1 and bare.upper() in labels:
         return bare.upper()
     marked = [m.group(1).upper() for m in re.finditer(r"(?<![A-Za-z0-9])\(?([A-Za-z])\)", text)]
     marked = [letter for letter in marked if letter in labels]
     if marked:
         return marked[-1]
-    plain = " ".join(bare.lower().split())
-    texts = {label: _plain_option(option) for label, option in zip(labels, options, strict=False)}
-    same = [label for label, option in texts.items() if option and option == plain]
     named = same or [label for label, option in texts.items() if option and _names(plain, option)]
     return named[0] if len(named) == 1 else ""
 

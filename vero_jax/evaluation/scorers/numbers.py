@@ -66,7 +66,7 @@ def strictly_relaxed_match(prediction: str, target: str) -> bool:
     if prediction.endswith("."):
         prediction = prediction[:-1]
     leaky = leaks(prediction, target)
-    return same_text(prediction, target) if leaky else relaxed_match(prediction, target)
+    return same_year_or_range(prediction, target) if leaky else relaxed_match(prediction, target)
 
 
 def leaks(prediction: str, target: str) -> bool:
@@ -86,6 +86,13 @@ def is_range(text: str) -> bool:
 def same_text(first: str, second: str) -> bool:
     """Equal in lower case, whatever dash and spaces a range is written with; "1,999" and "1999" are equal too."""
     return _plain(first) == _plain(second)
+
+
+def same_year_or_range(prediction: str, target: str) -> bool:
+    """`same_text`, or the year itself with further words ("in 2014", "2014.0")."""
+    if same_text(prediction, target):
+        return True
+    return is_year(target) and not is_range(prediction) and parse_number(prediction) == float(target)
 
 
 def any_within(
