@@ -94,10 +94,12 @@ class System:
         lora, plain = self.model_def.lora, dataclasses.replace(self.model_def, lora=None)
         if lora is None or self.config.model.lora.export == "merged":
             merged = params if lora is None else merge_lora(params, lora)
-            return export_hf(merged, plain, self.folder, out_folder, system_prompt=self.processor.system_prompt)
+            with friendly_writes(out_folder):
+                return export_hf(merged, plain, self.folder, out_folder, system_prompt=self.processor.system_prompt)
         local = self.config.model.path == "build" or Path(self.config.model.path).expanduser().is_dir()
         base = str(self.folder.absolute()) if local else self.config.model.path
-        save_adapter(out_folder, params, self.model_def, base)
+        with friendly_writes(out_folder):
+            save_adapter(out_folder, params, self.model_def, base)
         return out_folder
 
     def learner(self) -> Learner:

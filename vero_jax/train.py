@@ -33,7 +33,6 @@ from vero_jax.rewards.pool import RewardPool
 from vero_jax.rollout import check_missing, rollout
 from vero_jax.runtime.checkpoint import Checkpoints
 from vero_jax.runtime.compilation import devices_line
-from vero_jax.runtime.files import friendly_writes
 from vero_jax.runtime.processes import join, open_shared_run
 from vero_jax.runtime.progress import Progress
 from vero_jax.runtime.record import Record
@@ -288,8 +287,7 @@ class Recipe:
             if self.config.trainer.export:
                 # Of an earlier, shorter run of the same folder.
                 self.system.hosts.agree(lambda: shutil.rmtree(self.run.export, ignore_errors=True))
-                with friendly_writes(self.run.export):
-                    self.system.export(self.state.params, self.run.export)
+                self.system.export(self.state.params, self.run.export)
         summary = Summary(
             config=self.config,
             sampled=_accuracies(self.at.results, "sampled"),
