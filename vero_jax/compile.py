@@ -1,11 +1,13 @@
 """What a config needs of a machine that is not at hand: its programs compiled for it, and put beside its memory.
 
     python -m vero_jax.compile configs/qwen3_vl_8b.yaml --topology v5p-16
+    python -m vero_jax.compile configs/qwen3_vl_8b.yaml --topology h100-8
     python -m vero_jax.compile configs/mini.yaml --topology cpu:8 --json
     python -m vero_jax.compile configs/mini.yaml                          # for the devices of this machine
 
-TPU slices are named by their size (v5e-16, v5p-16, v6e-8) or shape (v5p:2x2x4). Nothing is computed and no weights are
-needed: shapes, sharding, memory and lowering are proven by it, speed and numbers are not.
+TPU slices are named by their size (v5e-16, v5p-16, v6e-8) or shape (v5p:2x2x4), GPUs by kind and number (a100, h100,
+h200). Nothing is computed and no weights are needed: shapes, sharding, memory and lowering are proven by it, speed and
+numbers are not.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m vero_jax.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="*", help="a config file, and settings a.b.c=value")
-    parser.add_argument("--topology", help="v5e-16, v5p:2x2x4, v6e-8, cpu:8, ...; without it, the devices here")
+    parser.add_argument("--topology", help="v5e-16, v5p:2x2x4, h100-8, cpu:8, ...; without it, the devices here")
     parser.add_argument("--only", default="", help="only programs whose name begins so: update, decode, prefill, ...")
     parser.add_argument(
         "--search", action="store_true", help="find the largest rows and most answers that fit, up to 8 times"

@@ -11,6 +11,7 @@ import pytest
 
 from vero_jax.errors import UserError
 from vero_jax.planning.chips import CHIPS, prepare, slice_names, topology_name
+from vero_jax.planning.gpus import GPUS, gpu_topology
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,27 @@ def test_every_named_slice_has_as_many_chips_as_its_name_says():
 def test_what_is_no_slice_is_said_with_those_that_are(text):
     with pytest.raises(UserError, match=f"there is no slice '{text}'.*v5p-16"):
         topology_name(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("h100-8", ("h100", 8)), ("A100:1", ("a100", 1)), ("h200-16", ("h200", 16)), ("v5e-8", None), ("cpu:8", None)],
+)
+def test_gpus_are_named_by_kind_and_number(text, wanted):
+    assert gpu_topology(text) == wanted
+    assert wanted is None or wanted[0] in CHIPS
+
+
+@pytest.mark.parametrize("text", ["h100-12", "a100:9"])
+def test_hosts_have_eight_gpus(text):
+    with pytest.raises(UserError, match=f"'{text}' must have up to 8 GPUs, or 8 on each host"):
+        gpu_topology(text)
+
+
+def test_the_figures_of_a_gpu_are_those_of_its_roofline():
+    for kind, gpu in GPUS.items():
+        assert CHIPS[kind].memory < gpu.memory and CHIPS[kind].memory_bandwidth == gpu.memory_bandwidth
+        assert CHIPS[kind].name in gpu.name  # by which a device at hand is known
 
 
 def test_fake_devices_are_asked_for_before_jax_starts():

@@ -30,8 +30,13 @@ TINY = (
 )  # fmt: skip
 
 
+PLUGIN = os.environ.get("VERO_JAX_CUDA_PLUGIN", "")
+"""Folder of jax's plugin for CUDA, where it is not installed beside jax."""
+
+
 def run(*words: str, code: int = 0) -> subprocess.CompletedProcess:
     environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, (environ.get("PYTHONPATH"), PLUGIN)))
     done = subprocess.run(
         [sys.executable, "-m", "vero_jax.compile", *words], capture_output=True, text=True, timeout=900, env=environ
     )
@@ -165,14 +170,18 @@ def test_the_models_own_work_follows_its_sizes():
         model_of(load_config(["model.path=someone/else"]))
 
 
+SMALL = ("model.path=Qwen/Qwen3-VL-2B-Instruct", "model.dtype=bfloat16", "model.remat=layers", "mesh.data=1",
+         "mesh.fsdp=4", "data.max_prompt_length=1024", "rollout.max_response_length=1024",
+         "rollout.prompt_buckets=1024", "rollout.patch_buckets=4096", "actor.row_length=2048",
+         "actor.row_patches=4096", "reward.overlong_buffer=256", "rollout.concurrent_responses=32")  # fmt: skip
+"""2B on four devices, short rows."""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_a_small_slice_is_compiled_for_its_real_compiler():
-    """2B on four chips, short rows: kernels, sharding and memory of the real program (compiled, not run)."""
-    words = ("model.path=Qwen/Qwen3-VL-2B-Instruct", "model.dtype=bfloat16", "model.remat=layers", "mesh.data=1",
-             "mesh.fsdp=4", "data.max_prompt_length=1024", "rollout.max_response_length=1024",
-             "rollout.prompt_buckets=1024", "rollout.patch_buckets=4096", "actor.row_length=2048",
-             "actor.row_patches=4096", "reward.overlong_buffer=256", "rollout.concurrent_responses=32")  # fmt: skip
+    """Kernels, sharding and memory of the real program (compiled, not run)."""
+    words = SMALL
     found = json.loads(run(*words, "--topology", "v6e:2x2", "--json", "--only", "update").stdout)
     (update,) = found["programs"]
     assert found["fits"] is True and update["error"] is None
@@ -183,6 +192,33 @@ def test_a_small_slice_is_compiled_for_its_real_compiler():
     assert decode["roofline"] > 0 and decode["peak"] < update["peak"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not PLUGIN and importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="no compiler for GPUs is installed",
+)
+def test_gpus_are_compiled_for_without_one():
+    """Every program of a run, kernels included (compiled, not run)."""
+    found = json.loads(run(*SMALL, "--topology", "h100-4", "--json").stdout)
+    names = [program["name"].split(",")[0] for program in found["programs"]]
+    assert names == ["reshard", "prefill", "decode", "update", "log-probabilities", "optimizer"]
+    assert found["fits"] is True and found["memory"] / 2**30 == pytest.approx(79 * 0.92)
+    update = found["programs"][3]
+    assert update["peak"] / 2**30 == pytest.approx(GUARDED_GPU_PEAK_GIB, rel=0.1)
+    assert update["received"] > 0 and update["roofline"] >= update["flops"] / 989e12
+    small = json.loads(run(*SMALL, "--topology", "a100:4", "--json", "--only", "optimizer").stdout)
+    assert small["programs"][0]["arguments"] == found["programs"][-1]["arguments"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is not None, reason="it is installed")
+def test_the_compiler_for_gpus_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(globals(), "PLUGIN", "")
+    done = run(*TINY, "--topology", "h100-8", code=2)
+    assert "pip install --no-deps jax-cuda12-plugin" in done.stderr and "Traceback" not in done.stderr
+
+
+GUARDED_GPU_PEAK_GIB = 15.28
+"""The same for GPUs, as compiled by jax's plugin for CUDA 0.10.2."""
 GUARDED_PEAK_GIB = 15.57
 """Of the update above, as compiled by jax 0.10.2 and libtpu 0.0.42 (not run)."""
 

@@ -152,7 +152,7 @@ def probe() -> Question:
     import numpy as np
 
     picture = encode_png(np.full((64, 64, 3), 200, np.uint8))
-    return messages(str(Prompts({}).text("stem", "What is shown?")), [picture], MAX_PIXELS)
+    return with_pictures(str(Prompts({}).text("stem", "What is shown?")), [picture], MAX_PIXELS)
 
 
 def add_reply_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,7 @@ import re
 from typing import Any
 
 from vero_jax.errors import UserError
-
-GIB = 2**30
+from vero_jax.planning.gpus import GIB, GPUS, gpu_devices, gpu_topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +36,10 @@ CHIPS = {
     "v5e": Chip("TPU v5e", 15.75 * GIB, 197e12, 819e9, 200e9),
     "v5p": Chip("TPU v5p", 95.74 * GIB, 459e12, 2765e9, 600e9),
     "v6e": Chip("TPU v6e", 31.25 * GIB, 918e12, 1600e9, 400e9),
-    # NVIDIA's data sheet of the H100 SXM; a process does not get all of the 80 GB.
-    "h100": Chip("NVIDIA H100", 79 * GIB * 0.92, 989e12, 3350e9, 450e9),
+    # NVIDIA's data sheets (SXM); a process does not get all of the memory.
+    "a100": Chip("NVIDIA A100", GPUS["a100"].memory * 0.92, 312e12, 2039e9, 300e9),
+    "h100": Chip("NVIDIA H100", GPUS["h100"].memory * 0.92, 989e12, 3350e9, 450e9),
+    "h200": Chip("NVIDIA H200", GPUS["h200"].memory * 0.92, 989e12, 4800e9, 450e9),
 }
 _KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
 """What jax calls them."""
@@ -89,7 +90,7 @@ def topology_name(text: str) -> tuple[str, str]:
             return kind, f"{kind}:{_SLICES[kind][size // _CORES[kind]]}"
     raise UserError(
         f"there is no slice {text!r}; name one by its size ({', '.join(slice_names())}), by its shape (v5e:4x4, "
-        "v5p:2x2x4), or say cpu:8 for so many fake devices of this machine"
+        f"v5p:2x2x4); say h100-8 for so many GPUs ({', '.join(GPUS)}), cpu:8 for so many fake devices of this machine"
     )
 
 
@@ -123,6 +124,9 @@ def machine(topology: str | None) -> Machine:
         kind = devices[0].device_kind
         chip = CHIPS.get(_KINDS.get(kind, "")) or next((c for c in CHIPS.values() if c.name in kind), None)
         return Machine(f"{len(devices)} x {kind}", devices, device_memory(devices), chip)
+    if gpus := gpu_topology(topology):
+        kind, count = gpus
+        return Machine(f"{topology} ({count} GPUs)", gpu_devices(kind, count), CHIPS[kind].memory, CHIPS[kind])
     kind, name = topology_name(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -142,7 +146,7 @@ def machine(topology: str | None) -> Machine:
 
 
 def prepare(topology: str | None, environ: Any = os.environ) -> None:
-    """Sets what jax and libtpu read when they start. Call it before jax is used.
+    """Sets what jax and the compilers read when they start. Call it before jax is used.
 
     Raises:
       UserError: the topology is not one.
@@ -152,6 +156,8 @@ def prepare(topology: str | None, environ: Any = os.environ) -> None:
     if count := _fake_devices(topology):
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", environ.get("XLA_FLAGS", ""))
         environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+    elif gpu_topology(topology):
+        environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # it says several times that there is no driver
     else:
         topology_name(topology)
         # There is no metadata server to ask. What libtpu would like to hear from it changes no topology that is given,
