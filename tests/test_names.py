@@ -1,4 +1,4 @@
-"""What the linters cannot see: jaxtyping's dimensions look to them like names, so that undefined names are not reported."""
+"""What the linters cannot see: jaxtyping's dimensions look to them like names, so undefined names are not reported."""
 
 from __future__ import annotations
 
