@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from vero_jax.config import JudgeConfig
 from vero_jax.errors import UserError
